@@ -1,0 +1,17 @@
+"""Errors that a user can act on: one line that says what is wrong, where, and what to do."""
+
+
+class UserError(ValueError):
+    """Something the user asked for is missing or wrong. The command line prints only the message."""
+
+
+class ConfigError(UserError):
+    """A config, a command-line option or a combination of them."""
+
+
+class DataError(UserError):
+    """A dataset root, an info file or a sensor file; names the file and, where known, the sample."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unreadable, or of something else."""
