@@ -1,0 +1,36 @@
+"""What every task head is: it turns a BEV map into losses or into predictions.
+
+Shapes: B samples, C channels, X cells along LiDAR x (right), Y cells along LiDAR y (forward).
+"""
+from abc import ABCMeta, abstractmethod
+from typing import Dict, List, NamedTuple, Sequence
+
+from mmengine.model import BaseModule
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+
+class TaskLosses(NamedTuple):
+    """What one head returns for a batch; names are relative to the task.
+
+    Attributes:
+        losses: scalars with gradients, already weighted; their sum is minimised. Logged as
+            `loss/<task>/<name>`.
+        stats: detached scalars that are only watched. Logged as `stats/<task>/<name>`.
+    """
+
+    losses: Dict[str, Tensor]
+    stats: Dict[str, Tensor]
+
+
+class TaskHead(BaseModule, metaclass=ABCMeta):
+    """A task over the shared BEV map. The detector knows nothing more about any head."""
+
+    @abstractmethod
+    def loss(self, bev: Tensor, samples: Sequence[BaseDataElement]) -> TaskLosses:
+        """Compare the predictions for `bev` (B, C, X, Y) with the truth in the B samples."""
+
+    @abstractmethod
+    def predict(self, bev: Tensor,
+                samples: Sequence[BaseDataElement]) -> List[Dict[str, BaseDataElement]]:
+        """Predict from `bev` (B, C, X, Y): per sample the fields to set on it, by name."""
