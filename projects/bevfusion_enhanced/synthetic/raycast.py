@@ -57,11 +57,12 @@ def expand_ranges(starts: np.ndarray, counts: np.ndarray) -> Tuple[np.ndarray, n
     """Lists start, start + 1, ... for every range.
 
     Returns:
-        (P,) which range each entry belongs to, and (P,) the entry itself; P = sum of counts.
+        (P,) int32 range that each entry belongs to, and (P,) int32 entries; P = sum of counts.
     """
-    owner = np.repeat(np.arange(len(counts)), counts)
-    first = np.cumsum(counts) - counts
-    return owner, np.arange(len(owner)) + (starts - first)[owner]
+    owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    entry = np.arange(len(owner), dtype=np.int32)
+    entry += np.repeat((starts - (np.cumsum(counts) - counts)).astype(np.int32), counts)
+    return owner, entry
 
 
 def slab_interval(origin: Tuple[np.ndarray, ...],
