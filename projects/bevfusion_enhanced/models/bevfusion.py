@@ -1,0 +1,196 @@
+"""The detector: every sensor to one BEV map, every task from it.
+
+    images -> encoders.camera \                                  task_gca.<task> -> heads.<task>
+                                fuser -> decoder -> shared BEV <
+    points -> encoders.lidar  /                                  task_gca.<task> -> heads.<task>
+
+Each part is optional: what the config leaves out, the model does not have.
+
+Shapes: B samples, N cameras, H x W pixels, P points, C channels, X cells along LiDAR x (right)
+and Y along LiDAR y (forward) of the BEV map.
+"""
+from typing import Any, Dict, List, Mapping, Optional, Sequence
+
+from mmdet3d.models import Base3DDetector
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.logging import MMLogger
+from mmengine.model import ModuleDict
+from torch import Tensor
+
+from bevfusion_enhanced.errors import ConfigError, DataError
+from bevfusion_enhanced.models.attention import GlobalContextAttention
+from bevfusion_enhanced.models.calibration import Calibration
+from bevfusion_enhanced.models.camera.encoder import CameraEncoder
+from bevfusion_enhanced.models.lidar.encoder import LidarEncoder
+
+ENCODERS = dict(camera=CameraEncoder, lidar=LidarEncoder)
+GCA_MODES = ('none', 'shared', 'task_specific')
+SHARED = 'shared'  # the name of the one GCA that all tasks share
+
+
+@MODELS.register_module()
+class BEVFusion(Base3DDetector):
+    """Joint 3D detection and BEV map segmentation from cameras and LiDAR.
+
+    Liu et al., 'BEVFusion: Multi-Task Multi-Sensor Fusion with Unified Bird's-Eye View
+    Representation', ICRA 2023, with a dictionary of heads and an optional gate before each.
+
+    Args:
+        encoders: arguments of `CameraEncoder` under `camera`, of `LidarEncoder` under `lidar`.
+        decoder: configs of `backbone` and `neck`, which turn the fused map into the shared one.
+        heads: for each task the config of its `TaskHead`.
+        fuser: config of the fuser; needed where there are two encoders.
+        task_gca: `mode` (none, shared or task_specific), `in_channels`, `reduction`, and `tasks`,
+            the heads that get one (all, where it is left out).
+        loss_scale: for each task the factor of all its losses; 1 where it is left out.
+        data_preprocessor: config of the data preprocessor.
+        init_cfg: see `mmengine.model.BaseModule`.
+
+    Raises:
+        ConfigError: a part is missing, or names an encoder or a task that does not exist.
+    """
+
+    def __init__(self, *, encoders: Mapping[str, Dict], decoder: Mapping[str, Dict],
+                 heads: Mapping[str, Dict], fuser: Optional[Dict] = None,
+                 task_gca: Optional[Dict] = None,
+                 loss_scale: Optional[Mapping[str, float]] = None,
+                 data_preprocessor: Optional[Dict] = None,
+                 init_cfg: Optional[Dict] = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        encoders = _present(encoders)
+        heads = _present(heads)
+        _check_parts(encoders, heads, fuser=fuser)
+        _check_tasks('loss_scale', loss_scale or {}, heads)
+        self.encoders = ModuleDict({
+            name: ENCODERS[name](**encoders[name]) for name in ENCODERS if name in encoders})
+        self.fuser = MODELS.build(fuser) if fuser else None
+        self.decoder = ModuleDict({part: MODELS.build(decoder[part])
+                                   for part in ('backbone', 'neck')})
+        self.task_gca = build_task_gca(task_gca or {}, tasks=list(heads))
+        self.heads = ModuleDict({task: MODELS.build(head) for task, head in heads.items()})
+        self.loss_scale = {task: float((loss_scale or {}).get(task, 1.0)) for task in heads}
+
+    def extract_feat(self, batch_inputs_dict: Dict[str, Any],
+                     batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:
+        """Encode every sensor, fuse and decode: the shared BEV map (B, C, X, Y).
+
+        Args:
+            batch_inputs_dict: `imgs` (B, N, 3, H, W) and `points`, B clouds (P, 5), each where an
+                encoder reads it.
+            batch_data_samples: B samples with the calibration in their metainfo.
+        """
+        images, points = batch_inputs_dict.get('imgs'), batch_inputs_dict.get('points')
+        maps = []
+        if 'camera' in self.encoders:
+            images = _required(images, 'imgs', encoder='camera')
+            calibration = Calibration.from_samples(batch_data_samples, images.device)
+            maps.append(self.encoders['camera'](images, points, calibration))    # (B, 80, X, Y)
+        if 'lidar' in self.encoders:
+            points = _required(points, 'points', encoder='lidar')
+            maps.append(self.encoders['lidar'](points))                          # (B, 256, X, Y)
+        bev = self.fuser(maps) if self.fuser is not None else maps[0]            # (B, 256, X, Y)
+        return self.decoder['neck'](self.decoder['backbone'](bev))[0]            # (B, 512, X, Y)
+
+    def task_maps(self, bev: Tensor) -> Dict[str, Tensor]:
+        """The map that each task's head sees: the shared one, through its GCA if it has one."""
+        if SHARED in self.task_gca:
+            bev = self.task_gca[SHARED](bev)
+            return {task: bev for task in self.heads}
+        return {task: self.task_gca[task](bev) if task in self.task_gca else bev
+                for task in self.heads}
+
+    def loss(self, batch_inputs_dict: Dict[str, Any],
+             batch_data_samples: Sequence[Det3DDataSample]) -> Dict[str, Tensor]:
+        """Losses as `loss/<task>/<name>`, scaled, and what is only watched as `stats/...`."""
+        maps = self.task_maps(self.extract_feat(batch_inputs_dict, batch_data_samples))
+        logged: Dict[str, Tensor] = {}
+        for task, head in self.heads.items():
+            losses, stats = head.loss(maps[task], batch_data_samples)
+            scale = self.loss_scale[task]
+            logged.update({f'loss/{task}/{name}': scale * v for name, v in losses.items()})
+            logged.update({f'stats/{task}/{name}': v for name, v in stats.items()})
+        return logged
+
+    def predict(self, batch_inputs_dict: Dict[str, Any],
+                batch_data_samples: Sequence[Det3DDataSample]) -> List[Det3DDataSample]:
+        """Set every head's predictions on the samples, and return them."""
+        maps = self.task_maps(self.extract_feat(batch_inputs_dict, batch_data_samples))
+        for task, head in self.heads.items():
+            predictions = head.predict(maps[task], batch_data_samples)
+            for sample, predicted in zip(batch_data_samples, predictions):
+                for field, element in predicted.items():
+                    setattr(sample, field, element)
+        return list(batch_data_samples)
+
+    def _forward(self, batch_inputs_dict: Dict[str, Any],
+                 batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:
+        """Tensor mode: the shared BEV map (B, C, X, Y)."""
+        return self.extract_feat(batch_inputs_dict, batch_data_samples)
+
+
+def build_task_gca(cfg: Mapping[str, Any], *, tasks: Sequence[str]) -> ModuleDict:
+    """The gates before the heads, by task or under `shared`; empty in mode none. Logs them.
+
+    Args:
+        cfg: `task_gca` of the detector.
+        tasks: the detector's tasks.
+    """
+    arguments = {key: value for key, value in cfg.items() if key not in ('mode', 'tasks')}
+    mode = cfg.get('mode', 'none')
+    if mode not in GCA_MODES:
+        raise ConfigError(f'task_gca.mode must be one of {GCA_MODES}, got {mode!r}')
+    if mode == 'none':
+        return ModuleDict()
+    chosen = cfg.get('tasks', tasks)
+    _check_tasks('task_gca.tasks', chosen, tasks)
+    if mode == 'shared' and set(chosen) != set(tasks):
+        raise ConfigError(f'task_gca.tasks={list(chosen)} leaves a task out, but mode shared is '
+                          'one gate for all: use mode task_specific')
+    gates = ModuleDict({name: GlobalContextAttention(**arguments)
+                        for name in ([SHARED] if mode == 'shared' else chosen)})
+    MMLogger.get_current_instance().info(_describe(mode, gates))
+    return gates
+
+
+def _describe(mode: str, gates: Mapping[str, GlobalContextAttention]) -> str:
+    title = {'shared': 'Shared', 'task_specific': 'Task-specific'}[mode]
+    counts = {name: sum(p.numel() for p in gate.parameters()) for name, gate in gates.items()}
+    lines = [f'  [{name}] GCA: in_channels {gate.in_channels}, reduction {gate.reduction}, '
+             f'params: {counts[name]:,}' for name, gate in gates.items()]
+    return '\n'.join([f'[BEVFusion] {title} GCA mode enabled', *lines,
+                      f'  Total: {sum(counts.values()):,}'])
+
+
+def _present(parts: Mapping[str, Optional[Dict]]) -> Dict[str, Dict]:
+    """The entries that are not None: a config removes a part of its base by setting it to None."""
+    return {name: cfg for name, cfg in parts.items() if cfg is not None}
+
+
+def _check_parts(encoders: Mapping[str, Dict], heads: Mapping[str, Dict], *,
+                 fuser: Optional[Dict]) -> None:
+    unknown = sorted(set(encoders) - set(ENCODERS))
+    if unknown:
+        raise ConfigError(f'encoders: {unknown} do not exist; known are {sorted(ENCODERS)}')
+    if not encoders:
+        raise ConfigError(f'encoders is empty: give at least one of {sorted(ENCODERS)}')
+    if not heads:
+        raise ConfigError('heads is empty: give at least one task its head')
+    if len(encoders) > 1 and not fuser:
+        raise ConfigError(f'fuser is missing: the encoders {sorted(encoders)} need one, such as '
+                          'ConvFuser')
+    if SHARED in heads:
+        raise ConfigError(f'a task cannot be named {SHARED!r}: call it something else')
+
+
+def _check_tasks(field: str, named: Sequence[str], tasks: Sequence[str]) -> None:
+    unknown = sorted(set(named) - set(tasks))
+    if unknown:
+        raise ConfigError(f'{field} names the tasks {unknown}, but the heads are {sorted(tasks)}')
+
+
+def _required(value: Any, key: str, *, encoder: str) -> Any:
+    if value is None:
+        raise DataError(f'the model has a {encoder} encoder, but the batch has no {key!r}: load '
+                        f'them in the pipeline, or leave encoders.{encoder} out of the config')
+    return value
