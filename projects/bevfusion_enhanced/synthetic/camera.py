@@ -9,6 +9,7 @@ Shapes: H, W image, K boxes, P (pixel, box) pairs.
 from dataclasses import dataclass
 from typing import Iterator, NamedTuple, Tuple
 
+import cv2
 import numpy as np
 
 from . import shading
@@ -67,21 +68,22 @@ def render(*, snapshot: Snapshot, ground: Ground, cam2global: np.ndarray, intrin
     depth, surface, covered = _draw_boxes(snapshot.boxes, view)
     shadowed = _draw_mask(_contact_shadows(snapshot), view)
 
-    rgb = np.empty((height * width, 3), np.float32)
+    rgb = np.empty((3, height * width), np.float32)
     pixels = np.flatnonzero(surface == SKY)
-    rgb[pixels] = shading.sky(view.rays(pixels), light)
+    depth[pixels] = 0
+    _set(rgb, pixels, shading.sky(view.rays(pixels), light))
     pixels = np.flatnonzero(surface == GROUND)
-    rgb[pixels] = shading.ground(ground, view.origin, view.rays(pixels), shadowed[pixels], light)
+    rays = view.rays(pixels)
+    depth[pixels] = -view.origin[2] / rays[2]
+    _set(rgb, pixels, shading.ground(ground, view.origin, rays, shadowed[pixels], light))
     pixels = np.flatnonzero(surface >= 0)
     box = surface[pixels]
     where = view.on_boxes(snapshot.boxes, box, pixels, depth[pixels])
-    rgb[pixels] = shading.boxes(snapshot, box, where, depth[pixels], light)
-
-    start = rng.integers(len(_NOISE) - rgb.size % len(_NOISE))
-    rgb += light.noise * np.resize(_NOISE[start:], rgb.shape)
-    np.clip(rgb, 0, 255, out=rgb)
+    _set(rgb, pixels, shading.boxes(snapshot, box, where, depth[pixels], light))
+    shading.add_haze(rgb, depth, light)
+    _add_noise(rgb, light.noise, rng)
     visible = np.bincount(box, minlength=len(snapshot.boxes))
-    return CameraImage(rgb=rgb.astype(np.uint8).reshape(height, width, 3),
+    return CameraImage(rgb=cv2.merge(list(rgb.astype(np.uint8).reshape(3, height, width))),
                        box_index=surface.reshape(height, width), covered=covered, visible=visible)
 
 
@@ -148,6 +150,21 @@ def _draw_mask(boxes: np.ndarray, view: _View) -> np.ndarray:
     for hits in _cast(view.frames(boxes), view):
         mask[hits.pixel] = True
     return mask
+
+
+def _set(rgb: np.ndarray, pixels: np.ndarray, colour: np.ndarray) -> None:
+    for channel, values in zip(rgb, colour):
+        channel[pixels] = values
+
+
+def _add_noise(rgb: np.ndarray, strength: float, rng: np.random.Generator) -> None:
+    """Adds noise and clips, in place; a stretch of a fixed long record is faster than new noise."""
+    spare = len(_NOISE) - rgb.shape[1]
+    for channel in rgb:
+        start = rng.integers(spare) if spare > 0 else 0
+        noise = _NOISE[start:start + rgb.shape[1]]
+        channel += np.float32(strength) * np.resize(noise, channel.shape)
+    np.clip(rgb, 0, 255, out=rgb)
 
 
 def _contact_shadows(snapshot: Snapshot) -> np.ndarray:

@@ -1,147 +1,187 @@
 """What is painted on boxes: windows, lamps and wheels of vehicles, stripes, clothes, storeys.
 
 A box's unit frame is the cube [-1, 1]^3 with x along its length (+1 is the front), y to the left, z
-up. `where` is a place on its surface in that frame, (3, N) for N pixels; colours are float32 RGB in
-0..255. Details sit where they tell classes apart and front from rear.
+up. Every place on a box shows one of a few paints; the details sit where they tell classes apart, and
+front from rear. Colours are float32 RGB in 0..255.
+
+Shapes: K boxes, N pixels, C paints.
 """
-from typing import NamedTuple, Tuple
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
 from .scene import CLASSES, SCENERY, Snapshot
 
-_F = np.float32
 BACK, FRONT, RIGHT, LEFT, BOTTOM, TOP = range(6)
 """Faces of a box, in the order 2 * axis + (1 on the positive side)."""
 
-GLASS = np.array([38, 46, 58], np.float32)
-TYRE = np.array([24, 24, 26], np.float32)
-HEADLIGHT = np.array([255, 250, 225], np.float32)
-TAIL_LIGHT = np.array([214, 28, 22], np.float32)
-WHITE = np.array([238, 238, 235], np.float32)
-SKIN = np.array([206, 162, 134], np.float32)
-WINDOW = np.array([84, 98, 116], np.float32)
 
+class Paint(IntEnum):
+    """The paints of a box; the first three are shades of its own colour."""
+    BODY = 0
+    SHADED = 1
+    PALE = 2
+    GLASS = 3
+    TYRE = 4
+    HEADLIGHT = 5
+    TAIL_LIGHT = 6
+    WHITE = 7
+    SKIN = 8
+    WINDOW = 9
+    LIT_WINDOW = 10
+
+
+GLOW = np.zeros(len(Paint), np.float32)
+"""(C,) how strongly each paint shines by itself."""
+GLOW[[Paint.HEADLIGHT, Paint.TAIL_LIGHT, Paint.LIT_WINDOW]] = 1.0, 1.0, 0.9
+
+_FIXED = np.array([[38, 46, 58], [24, 24, 26], [255, 250, 225], [214, 28, 22], [238, 238, 235],
+                   [206, 162, 134], [84, 98, 116], [128, 120, 100]], np.float32)
 _ID = {name: index for index, name in enumerate(CLASSES)}
-_VEHICLES = tuple(_ID[name] for name in ('car', 'truck', 'construction_vehicle', 'bus', 'trailer'))
+_VEHICLES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer')
 _WINDOWS = np.array([[-0.85, 0.70, 0.10, 0.75, 1, 1],      # car
                      [0.55, 0.95, 0.05, 0.70, 1, 0],       # truck: the cab
                      [-0.30, 0.35, 0.10, 0.85, 1, 1],      # construction vehicle: the cabin
                      [-0.96, 0.96, -0.10, 0.60, 1, 1],     # bus
-                     [2.00, 2.00, 2.00, 2.00, 0, 0]], _F)  # trailer: none
-"""Per vehicle class: side windows from x to x, from z to z; whether front and rear have one."""
+                     [2.00, 2.00, 2.00, 2.00, 0, 0]],      # trailer: none
+                    np.float32).T.copy()
+"""Per class of `_VEHICLES`: side windows from x to x, from z to z; whether front and rear have one."""
 _WHEEL_RADIUS = 0.36
 _STOREY = 3.2
 _BAY = 3.0
 
 
-class _Patch(NamedTuple):
-    """Pixels of some classes: places in the unit frame, half sizes in metres, faces."""
-    where: np.ndarray
+class Places(NamedTuple):
+    """Places on boxes that pixels show.
+
+    Attributes:
+        x: (N,) float32 in the unit frame, like y and z.
+        half: (3, N) float32 half sizes of the box in metres.
+        face: (N,) int face of the box.
+        box: (N,) int index of the box.
+        class_id: (N,) int class of the box.
+    """
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
     half: np.ndarray
     face: np.ndarray
     box: np.ndarray
+    class_id: np.ndarray
 
     @property
-    def metres(self) -> np.ndarray:
-        """(3, N) from the middle of the box's bottom."""
-        metres = self.where * self.half
-        metres[2] += self.half[2]
-        return metres
+    def height(self) -> np.ndarray:
+        """(N,) metres above the box's bottom."""
+        return (self.z + 1) * self.half[2]
 
 
-def paint(snapshot: Snapshot, box: np.ndarray, where: np.ndarray,
-          face: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Colours of places on boxes, before light, and how strongly each shines by itself.
+def palette(snapshot: Snapshot) -> np.ndarray:
+    """(K, C, 3) colour of each paint on each box."""
+    body = snapshot.colours.astype(np.float32)
+    colours = np.empty((len(body), len(Paint), 3), np.float32)
+    colours[:, Paint.BODY] = body
+    colours[:, Paint.SHADED] = 0.45 * body
+    colours[:, Paint.PALE] = 0.45 * body + 0.55 * 238
+    colours[:, Paint.GLASS:] = _FIXED
+    return colours
+
+
+def faces(where: np.ndarray) -> np.ndarray:
+    """(N,) uint8 face on which each place (3, N) of a unit frame lies."""
+    x, y, z = np.abs(where)
+    side = np.where(x > y, BACK, RIGHT)
+    axis = np.where(np.maximum(x, y) > z, side, BOTTOM).astype(np.uint8)
+    front, left, top = (where > 0).view(np.uint8)
+    return axis + np.where(axis == BACK, front, np.where(axis == RIGHT, left, top))
+
+
+def paints(snapshot: Snapshot, box: np.ndarray, where: np.ndarray, face: np.ndarray) -> np.ndarray:
+    """(N,) uint8 `Paint` of places on boxes.
 
     Args:
         snapshot: The boxes.
         box: (N,) index of the box.
-        where: (3, N) place on it.
-        face: (N,) the face it is on.
-
-    Returns:
-        (N, 3) colours and (N,) glow, 0 for a surface that only reflects.
+        where: (3, N) place on it, in its unit frame.
+        face: (N,) the face it lies on.
     """
-    colour = snapshot.colours[box].astype(_F)
-    glow = np.zeros(len(box), _F)
-    half = (snapshot.boxes[:, 3:6] / 2).astype(_F)
-    class_ids = snapshot.class_ids[box]
-    for members, painter in ((_VEHICLES, _vehicle), ((_ID['barrier'],), _barrier),
-                             ((_ID['motorcycle'], _ID['bicycle']), _cycle),
-                             ((_ID['pedestrian'],), _pedestrian),
-                             ((_ID['traffic_cone'],), _cone), ((SCENERY,), _building)):
-        chosen = np.flatnonzero(np.isin(class_ids, members))
+    painted = np.zeros(len(box), np.uint8)
+    half = (snapshot.boxes[:, 3:6].T / 2).astype(np.float32)
+    class_ids = snapshot.class_ids.astype(np.int8)
+    kinds = _KINDS[class_ids][box]
+    for kind, painter in enumerate(_PAINTERS):
+        chosen = np.flatnonzero(kinds == kind)
         if len(chosen):
-            patch = _Patch(where=where[:, chosen], half=half[box[chosen]].T, face=face[chosen],
-                           box=box[chosen])
-            colour[chosen], glow[chosen] = painter(patch, colour[chosen], class_ids[chosen])
-    return colour, glow
+            of = box[chosen]
+            x, y, z = np.take(where, chosen, axis=1)
+            places = Places(x=x, y=y, z=z, half=np.take(half, of, axis=1), face=face[chosen],
+                            box=of, class_id=class_ids[of])
+            painted[chosen] = painter(places)
+    return painted
 
 
-def _vehicle(patch: _Patch, body: np.ndarray, class_ids: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    colour, (x, y, z), face = body.copy(), patch.where, patch.face
-    metres, side = patch.metres, patch.face // 2 == 1
-    cargo = (class_ids == _ID['truck']) & (x < 0.45)
-    colour[cargo] = 0.45 * colour[cargo] + 0.55 * WHITE
-    hatched = (class_ids == _ID['construction_vehicle']) & (z < -0.3)
-    colour[hatched & ((metres[0] + metres[1] + metres[2]) % 0.8 < 0.4)] = TYRE
-    colour[metres[2] < 0.28] *= _F(0.45)
+def _vehicle(places: Places) -> np.ndarray:
+    x, y, z, face, class_id = places.x, places.y, places.z, places.face, places.class_id
+    height, beside = places.height, np.abs(y)
+    side, front, back = face // 2 == RIGHT // 2, face == FRONT, face == BACK
+    paint = np.where(height < 0.28, np.uint8(Paint.SHADED), np.uint8(Paint.BODY))
+    paint[(class_id == _ID['truck']) & (x < 0.45) & (height > 0.28)] = Paint.PALE
+    digger = np.flatnonzero((class_id == _ID['construction_vehicle']) & (z < -0.3))
+    stripe = x[digger] * places.half[0, digger] + height[digger]
+    paint[digger[stripe % 0.8 < 0.4]] = Paint.TYRE
 
-    low_x, high_x, low_z, high_z, front, back = _WINDOWS[class_ids].T
-    across = np.where(side, (x > low_x) & (x < high_x), np.abs(y) < 0.85)
-    glazed = side | ((face == FRONT) & (front > 0)) | ((face == BACK) & (back > 0))
-    colour[glazed & across & (z > low_z) & (z < high_z)] = GLASS
-    wheel = np.square((np.abs(x) - 0.62) * patch.half[0]) + np.square(metres[2] - _WHEEL_RADIUS)
-    colour[side & (wheel < _WHEEL_RADIUS ** 2)] = TYRE
-
-    lamp = (np.abs(y) > 0.5) & (np.abs(y) < 0.92) & (z > -0.55) & (z < -0.2)
-    head = lamp & (face == FRONT) & (class_ids != _ID['trailer'])
-    tail = lamp & (face == BACK)
-    colour[head], colour[tail] = HEADLIGHT, TAIL_LIGHT
-    return colour, (head | tail).astype(_F)
-
-
-def _barrier(patch: _Patch, body: np.ndarray, class_ids: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    colour, metres = body.copy(), patch.metres
-    colour[(metres[0] + metres[1]) % 0.8 < 0.4] = WHITE
-    return colour, np.zeros(len(colour), _F)
+    low_x, high_x, low_z, high_z, in_front, in_back = np.take(_WINDOWS, class_id, axis=1)
+    pane = np.where(side, (x > low_x) & (x < high_x),
+                    (beside < 0.85) & (front & (in_front > 0) | back & (in_back > 0)))
+    paint[pane & (z > low_z) & (z < high_z)] = Paint.GLASS
+    wheel = np.square((np.abs(x) - 0.62) * places.half[0]) + np.square(height - _WHEEL_RADIUS)
+    paint[side & (wheel < _WHEEL_RADIUS ** 2)] = Paint.TYRE
+    lamp = (np.abs(beside - 0.71) < 0.21) & (np.abs(z + 0.38) < 0.17)
+    paint[lamp & front & (class_id != _ID['trailer'])] = Paint.HEADLIGHT
+    paint[lamp & back] = Paint.TAIL_LIGHT
+    return paint
 
 
-def _cone(patch: _Patch, body: np.ndarray, class_ids: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    colour, z = body.copy(), patch.where[2]
-    colour[(z > -0.05) & (z < 0.4)] = WHITE
-    colour[z < -0.85] = TYRE
-    return colour, np.zeros(len(colour), _F)
+def _barrier(places: Places) -> np.ndarray:
+    along = places.x * places.half[0] + places.y * places.half[1]
+    return np.where(along % 0.8 < 0.4, Paint.WHITE, Paint.BODY)
 
 
-def _pedestrian(patch: _Patch, body: np.ndarray,
-                class_ids: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    colour, z = body.copy(), patch.where[2]
-    colour[z < -0.1] *= _F(0.4)
-    colour[z > 0.72] = SKIN
-    return colour, np.zeros(len(colour), _F)
+def _cone(places: Places) -> np.ndarray:
+    band = (places.z > -0.05) & (places.z < 0.4)
+    return np.where(places.z < -0.85, Paint.TYRE, np.where(band, Paint.WHITE, Paint.BODY))
 
 
-def _cycle(patch: _Patch, body: np.ndarray, class_ids: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    colour, (x, _, z) = body.copy(), patch.where
-    frame = np.where(class_ids == _ID['motorcycle'], 0.35, 0.08)
-    wheels = (z < -0.1) & (np.abs(z + 0.35) > frame)
-    colour[wheels] = TYRE
-    colour[(z > 0.65) & (np.abs(x) < 0.5)] = SKIN
-    return colour, np.zeros(len(colour), _F)
+def _pedestrian(places: Places) -> np.ndarray:
+    return np.where(places.z > 0.72, Paint.SKIN,
+                    np.where(places.z < -0.1, Paint.SHADED, Paint.BODY))
 
 
-def _building(patch: _Patch, body: np.ndarray,
-              class_ids: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    colour, metres = body.copy(), patch.metres
-    along = np.where(patch.face // 2 == 0, metres[1], metres[0]) / _F(_BAY)
-    up = metres[2] / _F(_STOREY)
+def _cycle(places: Places) -> np.ndarray:
+    frame = np.where(places.class_id == _ID['motorcycle'], 0.35, 0.08)
+    wheels = (places.z < -0.1) & (np.abs(places.z + 0.35) > frame)
+    head = (places.z > 0.65) & (np.abs(places.x) < 0.5)
+    return np.where(wheels, Paint.TYRE, np.where(head, Paint.SKIN, Paint.BODY))
+
+
+def _building(places: Places) -> np.ndarray:
+    on_end = places.face // 2 == BACK // 2
+    along = np.where(on_end, places.y * places.half[1], places.x * places.half[0]) / _BAY
+    up = places.height / _STOREY
     bay, storey = np.floor(along), np.floor(up)
-    wall = patch.face < BOTTOM
-    colour[wall & (up - storey < 0.08)] *= _F(0.75)
-    pane = (np.abs(along - bay - 0.5) < 0.26) & (up - storey > 0.35) & (up - storey < 0.8) & wall
-    colour[pane] = WINDOW
+    along, up, wall = along - bay, up - storey, places.face < BOTTOM
+    paint = np.where(wall & (up < 0.08), np.uint8(Paint.SHADED), np.uint8(Paint.BODY))
+    pane = np.flatnonzero((np.abs(along - 0.5) < 0.26) & (np.abs(up - 0.57) < 0.23) & wall)
     # A cheap hash: every window of every building is dark or lit, for good.
-    lit = np.sin(bay * 12.9898 + storey * 78.233 + patch.box * 37.719) * 43758.547 % 1 < 0.3
-    return colour, (pane & lit) * _F(1.2)
+    seed = bay[pane] * 12.99 + storey[pane] * 78.23 + places.face[pane] * 3.7 + places.box[pane]
+    paint[pane] = np.where(np.sin(seed) * 437.5 % 1 < 0.3, Paint.LIT_WINDOW, Paint.WINDOW)
+    return paint
+
+
+_PAINTERS = (_vehicle, _barrier, _cycle, _pedestrian, _cone, _building)
+_KINDS = np.zeros(len(CLASSES) + 1, np.uint8)
+"""Which of `_PAINTERS` each class has; `SCENERY`, being -1, indexes the last place."""
+_KINDS[[_ID[name] for name in _VEHICLES]] = 0
+_KINDS[[_ID[name] for name in ('barrier', 'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone')]] = \
+    1, 2, 2, 3, 4
+_KINDS[SCENERY] = 5

@@ -1,7 +1,7 @@
 """Colours of what a camera's rays meet: ground by material, boxes by class, sky.
 
 Everything is drawn from positions, so that two cameras, or two instants, see the same pattern on the
-same thing. Colours are float32 RGB in 0..255, (N, 3) for N pixels; the caller clips them.
+same thing. Colours are float32 RGB in 0..255, (3, N) for N pixels; the camera adds haze and clips.
 
 A box's unit frame is the cube [-1, 1]^3 with x along its length (+1 is the front), z up.
 """
@@ -38,7 +38,7 @@ _FACE_NORMALS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -
 
 def ground(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.ndarray,
            light: Light) -> np.ndarray:
-    """Colours where falling rays meet the plane z = 0.
+    """Colours (3, N) where falling rays meet the plane z = 0.
 
     Args:
         ground: Material of the plane.
@@ -55,22 +55,22 @@ def ground(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.nd
     factor *= 1 - detail * _pattern(material, x, y)
     factor *= _F(light.on_normals(np.array([[0.0, 0.0, 1.0]]))[0]) + light.from_lamps(depth)
     factor[shadowed] *= _SHADOW
-    return _haze(MATERIAL_COLOURS[material] * factor[:, None], depth, light)
+    return np.take(MATERIAL_COLOURS.T, material, axis=1) * factor
 
 
 def sky(rays: np.ndarray, light: Light) -> np.ndarray:
-    """Colours of rays (3, N) that meet nothing: a gradient with faint clouds."""
+    """Colours (3, N) of rays (3, N) that meet nothing: a gradient with faint clouds."""
     steepness = rays[2] / np.sqrt(np.square(rays).sum(0))
     blend = np.sqrt(np.clip(steepness, 0, 1))
     reach = 40 / (np.maximum(steepness, 0) + _F(0.08))
     blend *= 1 + 0.08 * _grain(rays[0] * reach, rays[1] * reach, 0.25)
-    horizon, zenith = light.horizon.astype(_F), light.zenith.astype(_F)
-    return horizon + blend[:, None] * (zenith - horizon)
+    horizon, zenith = light.horizon.astype(_F)[:, None], light.zenith.astype(_F)[:, None]
+    return horizon + blend * (zenith - horizon)
 
 
 def boxes(snapshot: Snapshot, box: np.ndarray, where: np.ndarray, depth: np.ndarray,
           light: Light) -> np.ndarray:
-    """Colours where rays meet boxes.
+    """Colours (3, N) where rays meet boxes.
 
     Args:
         snapshot: The boxes.
@@ -79,18 +79,26 @@ def boxes(snapshot: Snapshot, box: np.ndarray, where: np.ndarray, depth: np.ndar
         depth: (N,) depth in metres.
         light: The light of the scene.
     """
-    axis = np.abs(where).argmax(0)
-    face = 2 * axis + (where[axis, np.arange(len(axis))] > 0)
-    colour, glow = liveries.paint(snapshot, box, where, face)
-    factor = _face_light(snapshot, light)[box, face] + light.from_lamps(depth)
-    factor = np.maximum(factor, light.glow * glow)
-    return _haze(colour * factor[:, None], depth, light)
+    face = liveries.faces(where)
+    paint = liveries.paints(snapshot, box, where, face)
+    colours = liveries.palette(snapshot)                                        # (K, C, 3)
+    factors = np.maximum(_face_light(snapshot, light)[:, None], light.glow * liveries.GLOW[:, None])
+    lit = (colours[:, :, None] * factors[..., None]).reshape(-1, 3)             # (K * C * 6, 3)
+    painted = box * np.int32(len(liveries.Paint)) + paint
+    colour = np.take(lit.T.copy(), painted * np.int32(6) + face, axis=1)
+    if light.lamps:
+        body = np.take(colours.reshape(-1, 3).T.copy(), painted, axis=1)
+        colour += body * light.from_lamps(depth)
+    return colour
 
 
-def _haze(colour: np.ndarray, depth: np.ndarray, light: Light) -> np.ndarray:
-    clear = np.exp(depth * _F(-1 / light.visibility))[:, None]
-    horizon = light.horizon.astype(_F)
-    return (colour - horizon) * clear + horizon
+def add_haze(colour: np.ndarray, depth: np.ndarray, light: Light) -> None:
+    """Blends colours (3, N) in place with the horizon's, the more the deeper they lie."""
+    clear = np.exp(depth * _F(-1 / light.visibility))
+    for channel, horizon in zip(colour, light.horizon.astype(_F)):
+        channel -= horizon
+        channel *= clear
+        channel += horizon
 
 
 def _face_light(snapshot: Snapshot, light: Light) -> np.ndarray:
