@@ -1,0 +1,5 @@
+"""Datasets, their transforms and info files; importing registers the dataset and the transforms."""
+from bevfusion_enhanced.datasets import transforms
+from bevfusion_enhanced.datasets.nuscenes_dataset import NuScenesMultiTaskDataset
+
+__all__ = ['NuScenesMultiTaskDataset', 'transforms']

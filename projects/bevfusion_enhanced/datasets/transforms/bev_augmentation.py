@@ -1,0 +1,98 @@
+"""Augmentation of the 3D scene: one similarity of the LiDAR frame, applied to points and boxes alike.
+
+Frame: LiDAR x right, y forward, z up; metres and radians, yaw counter-clockwise from +x. Boxes are
+(x, y, z of the bottom centre, dx, dy, dz, yaw, vx, vy). `lidar_aug_matrix` (4, 4) maps the sensor's
+frame to the augmented one; every augmentation multiplies onto it from the left, and whatever is read
+afterwards (map masks, projections) follows the matrix.
+"""
+from typing import Sequence, Union
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet3d.registry import TRANSFORMS
+
+from bevfusion_enhanced.errors import ConfigError
+
+
+def _advance(results: dict, matrix: np.ndarray) -> None:
+    """Move the points by `matrix` (4, 4) and multiply it onto `lidar_aug_matrix`."""
+    if 'points' in results:
+        xyz = results['points'].tensor[:, :3]
+        linear = torch.from_numpy(matrix[:3, :3].astype(np.float32))
+        offset = torch.from_numpy(matrix[:3, 3].astype(np.float32))
+        xyz.copy_(torch.addmm(offset, xyz, linear.T))
+    before = results.get('lidar_aug_matrix', np.eye(4))
+    results['lidar_aug_matrix'] = (matrix @ before).astype(np.float32)
+
+
+@TRANSFORMS.register_module()
+class BEVFusionGlobalRotScaleTrans(BaseTransform):
+    """Rotate the scene about z, then shift it, then scale it, all by random amounts.
+
+    Changed keys: `points`, `gt_bboxes_3d` (where present), `lidar_aug_matrix`.
+
+    Args:
+        rot_range: Range of the rotation, radians; one number a means [-a, a].
+        scale_ratio_range: Range of the scale.
+        translation_std: Standard deviation of the shift, metres; one number, or one an axis.
+
+    Raises:
+        ConfigError: A range that is none, or a negative deviation.
+    """
+
+    def __init__(self, *, rot_range: Union[float, Sequence[float]],
+                 scale_ratio_range: Sequence[float],
+                 translation_std: Union[float, Sequence[float]] = 0.0) -> None:
+        if isinstance(rot_range, (int, float)):
+            rot_range = (-abs(rot_range), abs(rot_range))
+        for name, limits in (('rot_range', rot_range), ('scale_ratio_range', scale_ratio_range)):
+            if len(limits) != 2 or limits[0] > limits[1]:
+                raise ConfigError(f'{name} is {list(limits)}; expected [low, high]')
+        if np.min(translation_std) < 0 or scale_ratio_range[0] <= 0:
+            raise ConfigError(f'translation_std {translation_std} must not be negative and '
+                              f'scale_ratio_range {list(scale_ratio_range)} must be positive')
+        self.rot_range = tuple(rot_range)
+        self.scale_ratio_range = tuple(scale_ratio_range)
+        self.translation_std = np.broadcast_to(np.asarray(translation_std, np.float64), 3)
+
+    def transform(self, results: dict) -> dict:
+        """Augment the scene; see the class."""
+        angle = np.random.uniform(*self.rot_range)
+        scale = np.random.uniform(*self.scale_ratio_range)
+        shift = np.random.normal(scale=self.translation_std)
+
+        matrix = np.eye(4)
+        matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        matrix[:3, 3] = shift
+        matrix[:3] *= scale
+        _advance(results, matrix)
+        if 'gt_bboxes_3d' in results:
+            boxes = results['gt_bboxes_3d'].clone()
+            if len(boxes):
+                boxes.rotate(angle)
+            boxes.translate(shift.astype(np.float32))
+            boxes.scale(scale)
+            results['gt_bboxes_3d'] = boxes
+        return results
+
+
+@TRANSFORMS.register_module()
+class BEVFusionRandomFlip3D(BaseTransform):
+    """Mirror the scene front to back (y) and left to right (x), each for half of the samples.
+
+    Changed keys: `points`, `gt_bboxes_3d` (where present), `lidar_aug_matrix`.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Augment the scene; see the class."""
+        mirror_y, mirror_x = np.random.rand(2) < 0.5
+        _advance(results, np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0, 1.0, 1.0]))
+        if 'gt_bboxes_3d' in results:
+            boxes = results['gt_bboxes_3d'].clone()
+            if mirror_y:
+                boxes.flip('horizontal')
+            if mirror_x:
+                boxes.flip('vertical')
+            results['gt_bboxes_3d'] = boxes
+        return results
