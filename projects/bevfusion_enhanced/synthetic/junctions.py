@@ -9,7 +9,7 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 import shapely
-from shapely.geometry import LineString, Point, Polygon
+from shapely.geometry import LineString, Polygon
 from shapely.ops import unary_union
 
 from .layout import Layout
@@ -103,9 +103,11 @@ def lane_span(road: Road, junctions: Tuple[Junction, ...]) -> Tuple[float, float
 
 
 def junction_area(junction: Junction) -> Polygon:
-    """The paved area of a junction, out to where the lanes begin, with rounded kerbs."""
-    hub = Point(junction.centre).buffer(min(arm.road.half_width for arm in junction.arms))
-    areas = [hub]
+    """The paved area of a junction, out to where the lanes begin, with rounded kerbs.
+
+    Between two opposite arms the kerb runs straight, so a wide arm narrows gently to a slim one.
+    """
+    areas = []
     for arm in junction.arms:
         opposite = [other for other in junction.arms
                     if abs(_turn(arm.outward + np.pi, other.outward)) < STRAIGHT_LIMIT]

@@ -111,4 +111,4 @@ def make_dividers(layout: Layout, junctions: Tuple[Junction, ...],
 
 
 def _divider(road: Road, s0: float, s1: float, t: float) -> LineString:
-    return shapely.set_precision(shapely.simplify(road.parallel(s0, s1, t), 0.02), GRID)
+    return shapely.set_precision(shapely.simplify(road.parallel(s0, s1, t), 0.04), GRID)

@@ -24,8 +24,10 @@ MODULE_DEPTH = 2.0 * SPOT_DEPTH + AISLE_WIDTH
 LOT_LENGTHS = (46.8, 39.0, 31.2, 26.0)
 """Along the road, in whole spots; the longest that fits is built."""
 TWO_MODULE_SHARE = 0.35
+LOT_SPACING = 75.0
+"""On long roads one car park is tried every so many metres of each side."""
 LOT_TRIES = 8
-"""Places tried along each side of a road."""
+"""Places tried for each car park."""
 LOT_GAP = 0.6
 """Between a walkway and a car park."""
 LOT_CLEARANCE = 1.0
@@ -73,7 +75,8 @@ def make_car_parks(rng: np.random.Generator, *, layout: Layout, junctions: Tuple
     taken = streets
     town = shapely.box(1.0, 1.0, layout.size[0] - 1.0, layout.size[1] - 1.0)
     car_parks: List[CarPark] = []
-    sides = [(road, side) for road in layout.roads for side in (-1, 1)]
+    sides = [(road, side) for road in layout.roads for side in (-1, 1)
+             for _ in range(max(round(road.length / LOT_SPACING), 1))]
     for index in rng.permutation(len(sides)):
         road, side = sides[index]
         if rng.random() >= share:

@@ -111,7 +111,7 @@ def smallest_radius(road: Road) -> float:
     return float(1.0 / max(turn, 1e-9))
 
 
-def tidy(geometry: shapely.Geometry, *, tolerance: float = 0.02,
+def tidy(geometry: shapely.Geometry, *, tolerance: float = 0.03,
          smallest: float = 0.5) -> Tuple[Polygon, ...]:
     """The valid polygons of an area: simplified, on the coordinate grid, specks dropped.
 

@@ -26,7 +26,7 @@ LOCATIONS: Tuple[str, ...] = ('singapore-onenorth', 'singapore-hollandvillage',
                               'singapore-queenstown', 'boston-seaport')
 """nuScenes' location names; the devkit's map API accepts no other."""
 
-CAR_PARK_SHARE = 0.75
+CAR_PARK_SHARE = 0.6
 """Share of the road sides on which a car park is tried; not all fit."""
 
 
