@@ -4,7 +4,7 @@ Frames: boxes in LIDAR_TOP (x right, y forward, z up, metres); `lidar2img` (4, 4
 vector (x, y, z, 1) to (u d, v d, d, 1) with u right and v down in pixels of the original image
 (before any augmentation) and d the depth in metres. An edge is clipped in those homogeneous
 coordinates, before the division: against the near plane and the four image borders. So a box that
-is partly behind the camera shows only its part in front; none is mirrored or smeared over the image.
+is partly behind the camera shows only its part in front; none is mirrored or smeared.
 
 Shape legend: N cameras, K boxes, E = 13 segments of a box (12 edges and the heading mark), H, W
 pixels.

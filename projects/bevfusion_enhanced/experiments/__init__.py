@@ -1,0 +1,1 @@
+"""Runs of experiments: what they reached, and how they compare."""
