@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 from bevfusion_enhanced.engine.cli import run_cli
 from bevfusion_enhanced.errors import CheckpointError, DataError
 from bevfusion_enhanced.experiments.comparison import Summary, make_table, read_metrics, summarise
+from bevfusion_enhanced.synthetic.dataset import MANIFEST, REVISION
 from rich.console import Console
 
 REPO = Path(__file__).resolve().parents[1]
@@ -29,8 +30,6 @@ CONFIGS = {'phase3': 'configs/mini/phase3_enhanced_seg.py',
 DATA_ROOT = REPO / 'data' / 'synthetic'
 """Where the mini configs look for the dataset."""
 VERSION = 'v1.0-mini'
-TABLES = ('attribute', 'calibrated_sensor', 'category', 'ego_pose', 'instance', 'log', 'map',
-          'sample', 'sample_annotation', 'sample_data', 'scene', 'sensor', 'visibility')
 INFOS = ('nuscenes_infos_train.pkl', 'nuscenes_infos_val.pkl')
 
 
@@ -75,17 +74,20 @@ def move_aside(work_dir: Path) -> Optional[Path]:
     return work_dir.rename(target)
 
 
-def is_complete(data_root: Path) -> bool:
-    """Whether every table of the dataset can be read and every sensor file it names exists."""
+def has_dataset(data_root: Path) -> bool:
+    """Whether a synthetic dataset is there; the simulator puts it in its place when it is whole.
+
+    Raises:
+        DataError: If another version of the simulator wrote it.
+    """
     try:
-        tables = {name: json.loads((data_root / VERSION / f'{name}.json').read_text())
-                  for name in TABLES}
-        files = [record['filename'] for name in ('sample_data', 'map') for record in tables[name]]
-        locations = {record['location'] for record in tables['log']}
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((data_root / MANIFEST).read_text())
+    except (OSError, ValueError):
         return False
-    files += [f'maps/expansion/{location}.json' for location in locations]
-    return bool(tables['sample_data']) and all((data_root / file).is_file() for file in files)
+    if manifest.get('revision') != REVISION:
+        raise DataError(f'{shown(data_root)} was written by another version of the simulator; '
+                        'move it away, or choose another --data-root')
+    return True
 
 
 def newest_checkpoint(work_dir: Path) -> Path:
@@ -142,16 +144,9 @@ def config_options(config_file: str, data_root: Path) -> Tuple[str, ...]:
 
 
 def data_steps(data_root: Path, workers: int) -> List[Step]:
-    """Make the dataset and its info files, as far as they are not there.
-
-    Raises:
-        DataError: If the folder holds something else, or part of a dataset.
-    """
+    """Make the dataset and its info files, as far as they are not there."""
     steps, root = [], shown(data_root)
-    if not is_complete(data_root):
-        if data_root.exists() and (not data_root.is_dir() or any(data_root.iterdir())):
-            raise DataError(f'{root} holds no complete synthetic dataset (was its generation '
-                            'interrupted?); move it away, or choose another --data-root')
+    if not has_dataset(data_root):
         steps.append(Step('1_create_dataset', 'generate the synthetic dataset',
                           ('tools/create_synthetic_nuscenes.py', '--out', root,
                            '--workers', str(workers))))

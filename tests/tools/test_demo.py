@@ -22,18 +22,11 @@ def demo(repo) -> ModuleType:
 
 @pytest.fixture
 def data_root(demo, tmp_path) -> Path:
-    """The smallest folder that counts as a complete dataset."""
+    """The smallest folder that counts as a dataset."""
     root = tmp_path / 'synthetic'
-    tables = {name: [] for name in demo.TABLES}
-    tables['sample_data'] = [{'filename': 'samples/CAM_FRONT/a.jpg'}]
-    tables['map'] = [{'filename': 'maps/a.png'}]
-    tables['log'] = [{'location': 'boston-seaport'}]
-    (root / demo.VERSION).mkdir(parents=True)
-    for name, records in tables.items():
-        (root / demo.VERSION / f'{name}.json').write_text(json.dumps(records))
-    for name in ('samples/CAM_FRONT/a.jpg', 'maps/a.png', 'maps/expansion/boston-seaport.json',
-                 *demo.INFOS):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    root.mkdir()
+    (root / demo.MANIFEST).write_text(json.dumps({'revision': demo.REVISION}))
+    for name in demo.INFOS:
         (root / name).touch()
     return root
 
@@ -57,7 +50,6 @@ def test_an_earlier_demo_is_moved_aside(demo, tmp_path):
 
 
 def test_a_complete_dataset_needs_no_step(demo, data_root):
-    assert demo.is_complete(data_root)
     assert demo.data_steps(data_root, workers=2) == []
 
 
@@ -68,10 +60,8 @@ def test_missing_infos_are_written_again(demo, data_root):
                             'v1.0-mini')
 
 
-@pytest.mark.parametrize('name', ['samples/CAM_FRONT/a.jpg', 'v1.0-mini/scene.json',
-                                  'maps/expansion/boston-seaport.json'])
-def test_an_interrupted_dataset_is_refused(demo, data_root, name):
-    (data_root / name).unlink()
+def test_a_dataset_of_another_simulator_is_refused(demo, data_root):
+    (data_root / demo.MANIFEST).write_text(json.dumps({'revision': -1}))
     with pytest.raises(DataError, match=f'{data_root}.*--data-root'):
         demo.data_steps(data_root, workers=2)
 
@@ -178,10 +168,9 @@ def test_the_report_saves_the_summary_and_names_the_files(demo, tmp_path):
         assert name in stream.getvalue()
 
 
-def test_the_command_ends_with_one_line(demo, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'file').touch()
-    monkeypatch.setattr(sys, 'argv', ['demo.py', '--data-root', str(tmp_path / 'data'),
+def test_the_command_ends_with_one_line(demo, data_root, tmp_path, monkeypatch, capsys):
+    (data_root / demo.MANIFEST).write_text('{}')
+    monkeypatch.setattr(sys, 'argv', ['demo.py', '--data-root', str(data_root),
                                       '--work-dir', str(tmp_path / 'work')])
     assert run_cli(demo.main) == 2
     message = capsys.readouterr().err

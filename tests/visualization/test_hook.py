@@ -3,6 +3,7 @@ from typing import List
 import numpy as np
 import pytest
 import torch
+from bevfusion_enhanced.datasets.transforms.map_masks import LoadBEVMapMasks
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.visualization.hook import (
     BEVFusionVisualizationHook,
@@ -22,14 +23,14 @@ from .conftest import CLASSES, MAP_CLASSES
 class Samples(BaseDataset):
     """A dataset over samples that are finished already."""
 
-    def __init__(self, samples: list) -> None:
-        self.samples = samples
+    def __init__(self, samples: list, **info: object) -> None:
+        self.samples, self.info = samples, info
         super().__init__(metainfo=dict(classes=CLASSES, map_classes=MAP_CLASSES),
                          serialize_data=False)
 
     def load_data_list(self) -> List[dict]:
-        return [dict(sample_idx=sample.sample_idx, token=sample.token, sample=sample)
-                for sample in self.samples]
+        return [dict(sample_idx=sample.sample_idx, token=sample.token, sample=sample,
+                     **self.info) for sample in self.samples]
 
 
 class Echo(BaseModel):
@@ -42,30 +43,27 @@ class Echo(BaseModel):
         return [item['sample'] for item in data]
 
 
-def test_run(samples: list, hook: BEVFusionVisualizationHook, work_dir: str) -> Runner:
-    loader = DataLoader(Samples(samples), batch_size=2, collate_fn=list)
+def run_test(samples: list, hook: BEVFusionVisualizationHook, work_dir: str,
+             **info: object) -> None:
+    loader = DataLoader(Samples(samples, **info), batch_size=2, collate_fn=list)
     runner = Runner(model=Echo(), work_dir=work_dir, test_dataloader=loader, test_cfg=dict(),
                     test_evaluator=[], custom_hooks=[hook], default_hooks=dict(checkpoint=None),
                     experiment_name=f'viz{np.random.randint(1 << 30)}')
     runner.test()
-    return runner
-
-
-test_run.__test__ = False
 
 
 def test_pictures_of_the_chosen_samples(make_sample, tmp_path):
     samples = [make_sample(index) for index in range(5)]
     hook = HOOKS.build(dict(type='BEVFusionVisualizationHook', out_dir=str(tmp_path / 'show'),
                             num_samples=2))
-    test_run(samples, hook, str(tmp_path))
+    run_test(samples, hook, str(tmp_path))
     names = sorted(path.name for path in (tmp_path / 'show').iterdir())
     assert names == ['000001_token1.png', '000003_token3.png']
 
     kept = (tmp_path / 'show' / names[0]).read_bytes()
     again = BEVFusionVisualizationHook(out_dir=tmp_path / 'show', num_samples=2)
     with pytest.raises(ConfigError, match='choose another'):
-        test_run(samples, again, str(tmp_path))
+        run_test(samples, again, str(tmp_path))
     assert (tmp_path / 'show' / names[0]).read_bytes() == kept
 
 
@@ -80,13 +78,27 @@ def test_picture_name():
     assert picture_name(12, '') == '000012.png'
 
 
-def test_the_view_is_what_the_map_masks_cover():
-
-    class Masks:
-        xbound, ybound = [-30., 30., 0.5], [-20., 40., 0.5]
-
-    assert map_view([object(), Masks()]) == (-30., -20., 30., 40.)
+def test_the_view_is_what_the_map_masks_cover(tmp_path):
+    (tmp_path / 'maps' / 'expansion').mkdir(parents=True)
+    masks = LoadBEVMapMasks(data_root=str(tmp_path), classes=MAP_CLASSES, xbound=[-30., 30., 0.5],
+                            ybound=[-20., 40., 1.])
+    assert map_view([object(), masks]) == (-30., -20., 30., 40.)
     assert map_view([object()]) is None
+
+
+def test_truth_that_the_pipeline_did_not_pack_comes_from_the_dataset(make_sample, tmp_path):
+    sample = make_sample()
+    annotations = sample.pop('eval_ann_info')
+    pictures = []
+    for name, found in (('with', annotations), ('without', None)):
+        hook = BEVFusionVisualizationHook(out_dir=tmp_path / name, num_samples=1)
+        run_test([sample], hook, str(tmp_path), eval_ann_info=found)
+        pictures.append((tmp_path / name / '000000_token0.png').read_bytes())
+    sample.eval_ann_info = annotations
+    hook = BEVFusionVisualizationHook(out_dir=tmp_path / 'packed', num_samples=1)
+    run_test([sample], hook, str(tmp_path))
+    packed = (tmp_path / 'packed' / '000000_token0.png').read_bytes()
+    assert pictures[0] == packed and pictures[1] != packed
 
 
 @pytest.mark.parametrize('wrong', [dict(num_samples=0), dict(score_threshold=1.5),

@@ -1,6 +1,6 @@
 """The hook that draws a few samples of a test run."""
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 from mmdet3d.registry import HOOKS
@@ -9,8 +9,10 @@ from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from bevfusion_enhanced.datasets.transforms.map_masks import LoadBEVMapMasks
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.visualization.bev import DEFAULT_VIEW, View
+from bevfusion_enhanced.visualization.boxes import DrawnBoxes, boxes_from
 from bevfusion_enhanced.visualization.canvas import save_picture
 from bevfusion_enhanced.visualization.sample_picture import PictureStyle, draw_sample
 
@@ -29,11 +31,17 @@ def picture_name(sample_idx: int, token: str) -> str:
 
 def map_view(transforms: Sequence[object]) -> Optional[View]:
     """(x_min, y_min, x_max, y_max) that a pipeline's map masks cover, None where it has none."""
-    for transform in transforms:
-        xbound, ybound = getattr(transform, 'xbound', None), getattr(transform, 'ybound', None)
-        if xbound is not None and ybound is not None:
-            return float(xbound[0]), float(ybound[0]), float(xbound[1]), float(ybound[1])
-    return None
+    grids = [transform.masks for transform in transforms if isinstance(transform, LoadBEVMapMasks)]
+    if not grids:
+        return None
+    low = grids[0].origin
+    high = low + grids[0].step * grids[0].shape
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+class _Chosen(NamedTuple):
+    path: Path
+    truth: Optional[DrawnBoxes]
 
 
 @HOOKS.register_module()
@@ -69,15 +77,15 @@ class BEVFusionVisualizationHook(Hook):
         self.score_threshold = score_threshold
         self.map_threshold = map_threshold
         self.view = view
-        self._files: Dict[int, Path] = {}
+        self._chosen: Dict[int, _Chosen] = {}
         self._style: Optional[PictureStyle] = None
 
     def before_test(self, runner: Runner) -> None:
         """Choose the samples, and refuse a folder that holds pictures of them."""
         dataset: BaseDataset = runner.test_dataloader.dataset
         self._style = self._make_style(dataset)
-        self._files = dict(self._choose(dataset))
-        existing = [path for path in self._files.values() if path.exists()]
+        self._chosen = self._choose(dataset)
+        existing = [chosen.path for chosen in self._chosen.values() if chosen.path.exists()]
         if existing:
             raise ConfigError(f'{existing[0]} exists already and is not overwritten; '
                               'choose another --show-dir for the pictures')
@@ -86,10 +94,10 @@ class BEVFusionVisualizationHook(Hook):
                         outputs: Optional[Sequence[Det3DDataSample]] = None) -> None:
         """Draw those samples of the batch that were chosen."""
         for sample in outputs or ():
-            path = self._files.pop(int(sample.metainfo.get('sample_idx', -1)), None)
-            if path is not None:
-                save_picture(draw_sample(sample, self._style), path)
-                runner.logger.info(f'Picture: {path}')
+            chosen = self._chosen.pop(int(sample.metainfo.get('sample_idx', -1)), None)
+            if chosen is not None:
+                save_picture(draw_sample(sample, self._style, truth=chosen.truth), chosen.path)
+                runner.logger.info(f'Picture: {chosen.path}')
 
     def _make_style(self, dataset: BaseDataset) -> PictureStyle:
         meta = dataset.metainfo
@@ -100,9 +108,15 @@ class BEVFusionVisualizationHook(Hook):
                             map_threshold=self.map_threshold,
                             view=self.view or map_view(transforms) or DEFAULT_VIEW)
 
-    def _choose(self, dataset: BaseDataset) -> Sequence[Tuple[int, Path]]:
-        chosen = evenly_spaced(len(dataset), self.num_samples)
-        infos = [dataset.get_data_info(int(i)) for i in chosen]
-        indices = [int(info.get('sample_idx', i)) for i, info in zip(chosen, infos, strict=True)]
-        return [(index, self.out_dir / picture_name(index, info.get('token', '')))
-                for index, info in zip(indices, infos, strict=True)]
+    def _choose(self, dataset: BaseDataset) -> Dict[int, _Chosen]:
+        """The samples to draw, by index; their true boxes, which test pipelines do not pack."""
+        chosen = {}
+        for position in evenly_spaced(len(dataset), self.num_samples):
+            info = dataset.get_data_info(int(position))
+            index = int(info.get('sample_idx', position))
+            annotations = info.get('eval_ann_info')
+            truth = None if annotations is None else boxes_from(annotations['gt_bboxes_3d'],
+                                                                annotations['gt_labels_3d'])
+            path = self.out_dir / picture_name(index, info.get('token', ''))
+            chosen[index] = _Chosen(path, truth)
+        return chosen

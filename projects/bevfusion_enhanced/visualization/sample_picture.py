@@ -12,7 +12,7 @@ from mmdet3d.structures import Det3DDataSample
 
 from bevfusion_enhanced.errors import DataError
 from bevfusion_enhanced.visualization.bev import DEFAULT_VIEW, View, draw_bev, draw_map
-from bevfusion_enhanced.visualization.boxes import predicted_boxes, true_boxes
+from bevfusion_enhanced.visualization.boxes import DrawnBoxes, predicted_boxes, true_boxes
 from bevfusion_enhanced.visualization.cameras import (
     camera_name,
     draw_cameras,
@@ -43,7 +43,8 @@ class PictureStyle(NamedTuple):
     view: View = DEFAULT_VIEW
 
 
-def draw_sample(sample: Det3DDataSample, style: PictureStyle) -> np.ndarray:
+def draw_sample(sample: Det3DDataSample, style: PictureStyle, *,
+                truth: Optional[DrawnBoxes] = None) -> np.ndarray:
     """Draw one sample with whatever it has; a modality or a task that is absent is left out.
 
     Args:
@@ -51,6 +52,7 @@ def draw_sample(sample: Det3DDataSample, style: PictureStyle) -> np.ndarray:
             `num_pts_feats`; predictions in `pred_instances_3d` and `pred_bev_map`; truth in
             `gt_instances_3d` or `eval_ann_info`, and `gt_bev_map`.
         style: Names, thresholds, and the part of the ground to show.
+        truth: The true boxes where the sample does not hold them; None takes the sample's.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -62,7 +64,7 @@ def draw_sample(sample: Det3DDataSample, style: PictureStyle) -> np.ndarray:
     _refuse_augmented(sample)
     rows = [_title_row(sample)]
     cameras = _camera_rows(sample, style)
-    panels = _panels(sample, style)
+    panels = _panels(sample, style, true_boxes(sample) if truth is None else truth)
     return stack_rows((*rows, *cameras, np.concatenate(panels, axis=1), _legend_row(style)))
 
 
@@ -85,7 +87,8 @@ def _camera_rows(sample: Det3DDataSample, style: PictureStyle) -> List[np.ndarra
     return [grid]
 
 
-def _panels(sample: Det3DDataSample, style: PictureStyle) -> List[np.ndarray]:
+def _panels(sample: Det3DDataSample, style: PictureStyle,
+            truth: DrawnBoxes) -> List[np.ndarray]:
     """The views from above, side by side: boxes, map predicted, map true."""
     maps = []
     if 'pred_bev_map' in sample:
@@ -96,7 +99,6 @@ def _panels(sample: Det3DDataSample, style: PictureStyle) -> List[np.ndarray]:
         maps.append((np.asarray(sample.gt_bev_map.masks), 'Map, true'))
     size = min(WIDTH // (1 + len(maps)), 960)
     predicted = predicted_boxes(sample, score_threshold=style.score_threshold)
-    truth = true_boxes(sample)
     title = (f'LiDAR, {len(predicted.labels)} predicted boxes '
              f'(score from {style.score_threshold:g}), {len(truth.labels)} true')
     panels = [draw_bev(points=read_points(sample), predicted=predicted, truth=truth,
