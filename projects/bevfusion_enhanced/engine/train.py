@@ -1,0 +1,106 @@
+"""`tools/train.py` as a function: a config and the options of the command line, to a trained model."""
+import os
+from dataclasses import dataclass
+from typing import List, Optional, Sequence
+
+from mmengine.config import Config
+
+from ..errors import ConfigError
+from .config import default_work_dir, load_config, use_checkpoint_hook
+
+AUTOMATIC = 'auto'
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line asks for.
+
+    Attributes:
+        config: Path of the config file.
+        work_dir: The run's folder; from the config, or its path, when left out.
+        load_from: Checkpoints to take weights from, in order of preference.
+        resume: A checkpoint to go on from, `AUTOMATIC` for the newest of this run, or None.
+        amp: Train with automatic mixed precision.
+        overrides: `key=value` pairs for the config.
+        launcher: How several processes were started, as MMEngine names it.
+    """
+
+    config: str
+    work_dir: Optional[str] = None
+    load_from: Sequence[str] = ()
+    resume: Optional[str] = None
+    amp: bool = False
+    overrides: Sequence[str] = ()
+    launcher: str = 'none'
+
+
+def train(options: TrainOptions) -> None:
+    """Check the config, then train.
+
+    Raises:
+        UserError: Something asked for is missing or wrong; nothing has been written by then.
+    """
+    config = resolve(options)
+    from mmengine.runner import Runner
+
+    from .. import compat
+    from .preflight import check_config
+    compat.apply()
+    check_config(config, mode='train')
+    Runner.from_cfg(config).train()
+
+
+def resolve(options: TrainOptions) -> Config:
+    """The config with the options of the command line in it.
+
+    Raises:
+        ConfigError: The config is missing or unreadable, or two options contradict each other.
+    """
+    if options.load_from and options.resume:
+        raise ConfigError('--load-from starts a new run and --resume goes on with one; give one of '
+                          'the two')
+    config = load_config(options.config, options.overrides)
+    prepare(config, options.config, work_dir=options.work_dir, launcher=options.launcher)
+    if options.load_from:
+        sources: List[str] = list(options.load_from)
+        config.load_from = sources[0] if len(sources) == 1 else sources
+        config.resume = False
+    elif options.resume:
+        config.resume = True
+        config.load_from = None if options.resume == AUTOMATIC else options.resume
+    if options.amp:
+        enable_amp(config)
+    return config
+
+
+def prepare(config: Config, path: str, *, work_dir: Optional[str], launcher: str) -> None:
+    """What training and testing share: the run's folder, our checkpoint hook, the processes."""
+    import torch
+    config.work_dir = work_dir or config.get('work_dir') or default_work_dir(path)
+    config.launcher = launcher
+    use_checkpoint_hook(config)
+    if launcher != 'none' and not torch.cuda.is_available():
+        config.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+
+
+def enable_amp(config: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision.
+
+    Raises:
+        ConfigError: There is no GPU to do it on, or the wrapper is of another kind.
+    """
+    import torch
+    wrapper = config.get('optim_wrapper') or {}
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp cannot be combined with optim_wrapper.type={kind!r}; use '
+                          'OptimWrapper')
+    if not torch.cuda.is_available():
+        raise ConfigError('--amp needs a GPU, and none was found; leave it out')
+    config.merge_from_dict({'optim_wrapper.type': 'AmpOptimWrapper'})
+    config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_local_rank(local_rank: int) -> None:
+    """Tell MMEngine which GPU this process drives, unless the launcher did."""
+    os.environ.setdefault('LOCAL_RANK', str(local_rank))

@@ -1,0 +1,39 @@
+"""Evaluate a checkpoint: python tools/test.py CONFIG CKPT [--show-dir DIR] [...]."""
+import argparse
+import sys
+from typing import List, Optional
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """Read the command line; nothing heavy is imported for it."""
+    parser = argparse.ArgumentParser(description='Evaluate a checkpoint. The metrics are printed '
+                                     'and written to <work dir>/<timestamp>/metrics.json.')
+    parser.add_argument('config', metavar='CONFIG', help='config that the checkpoint belongs to')
+    parser.add_argument('checkpoint', metavar='CKPT', help='checkpoint file')
+    parser.add_argument('--work-dir', metavar='DIR',
+                        help='folder of the results; by default test/ in the folder of the training')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw a few samples into this folder')
+    parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action='extend',
+                        default=[], help='change settings of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='how several processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='set by torch.distributed.launch')
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Parse, evaluate, and return the exit status."""
+    args = parse_args(argv)
+    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.evaluate import EvaluateOptions, evaluate
+    from bevfusion_enhanced.engine.train import set_local_rank
+    set_local_rank(args.local_rank)
+    options = EvaluateOptions(
+        config=args.config, checkpoint=args.checkpoint, work_dir=args.work_dir,
+        show_dir=args.show_dir, overrides=args.cfg_options, launcher=args.launcher)
+    return run_cli(lambda: evaluate(options))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

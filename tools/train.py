@@ -1,0 +1,42 @@
+"""Train a config: python tools/train.py CONFIG [--load-from CKPT ...] [--resume [CKPT]] [...]."""
+import argparse
+import sys
+from typing import List, Optional
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """Read the command line; nothing heavy is imported for it."""
+    parser = argparse.ArgumentParser(description='Train a model. Its folder is work_dirs/ and the '
+                                     "config's path below configs/, unless --work-dir is given.")
+    parser.add_argument('config', metavar='CONFIG', help='config file')
+    parser.add_argument('--work-dir', metavar='DIR', help='folder of the run')
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument('--load-from', metavar='CKPT', nargs='+', default=[],
+                       help='start a new run from every weight that fits; of several files, each '
+                       'module comes from the first that holds it')
+    start.add_argument('--resume', metavar='CKPT', nargs='?', const='auto',
+                       help='go on with a run: from its newest checkpoint, or from the one given')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
+    parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action='extend',
+                        default=[], help='change settings of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
+                        help='how several processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='set by torch.distributed.launch')
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Parse, train, and return the exit status."""
+    args = parse_args(argv)
+    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.train import TrainOptions, set_local_rank, train
+    set_local_rank(args.local_rank)
+    options = TrainOptions(
+        config=args.config, work_dir=args.work_dir, load_from=args.load_from, resume=args.resume,
+        amp=args.amp, overrides=args.cfg_options, launcher=args.launcher)
+    return run_cli(lambda: train(options))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
