@@ -1,0 +1,1 @@
+"""A simulator that writes nuScenes-format datasets; see `dataset.create_dataset`."""
