@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 MIN_DEPTH = 1e-5  # metres; a point nearer than this is not seen
 
 
-def project_points(xyz: Tensor, *, lidar2img: Tensor, img_aug_matrix: Tensor) -> Tensor:
+def project_points(xyz: Tensor, *, lidar2img: Tensor,
+                   img_aug_matrix: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Project points into every camera.
 
     Args:
@@ -24,19 +25,19 @@ def project_points(xyz: Tensor, *, lidar2img: Tensor, img_aug_matrix: Tensor) ->
             planar part is read.
 
     Returns:
-        (3, B, N, P): u, v in pixels after augmentation, and depth in metres, unclamped; u and v
-        mean nothing where the depth is not positive.
+        u and v in pixels after augmentation, and depth in metres, each (B, N, P); u and v mean
+        nothing where the depth is not positive.
     """
     B, N = lidar2img.shape[:2]
     rotation = lidar2img[..., :3, :3].reshape(B, N * 3, 3)
     rays = rotation.bmm(xyz.transpose(1, 2)).view(B, N, 3, -1)                    # (B, N, 3, P)
     rays += lidar2img[..., :3, 3:]
-    depth = rays[:, :, 2]                                                         # (B, N, P)
-    x, y = (rays[:, :, :2] / depth[:, :, None]).unbind(2)
+    x, y, depth = rays.unbind(2)                                                  # (B, N, P)
+    rays[:, :, :2] /= depth[:, :, None]
     aug = img_aug_matrix[..., None]                                            # (B, N, 4, 4, 1)
-    u = x * aug[..., 0, 0, :] + y * aug[..., 0, 1, :] + aug[..., 0, 3, :]
-    v = x * aug[..., 1, 0, :] + y * aug[..., 1, 1, :] + aug[..., 1, 3, :]
-    return torch.stack([u, v, depth])
+    u, v = ((x * aug[..., row, 0, :]).add_(y * aug[..., row, 1, :]).add_(aug[..., row, 3, :])
+            for row in (0, 1))
+    return u, v, depth
 
 
 def scatter_last(values: Tensor, index: Tensor, *, size: int) -> Tensor:
@@ -49,8 +50,7 @@ def scatter_last(values: Tensor, index: Tensor, *, size: int) -> Tensor:
     winner.scatter_reduce_(0, index, order, reduce='amax')
     out = values.new_zeros(size)
     hit = torch.nonzero(winner >= 0).squeeze(1)
-    out[hit] = values[winner[hit]]
-    return out
+    return out.index_copy_(0, hit, values.index_select(0, winner.index_select(0, hit)))
 
 
 @torch.no_grad()
@@ -75,8 +75,8 @@ def depth_maps(points: Sequence[Tensor], *, lidar2img: Tensor, img_aug_matrix: T
     xyz = (xyz - lidar_aug_matrix[:, None, :3, 3]).bmm(undo.transpose(1, 2))
     u, v, depth = project_points(xyz, lidar2img=lidar2img, img_aug_matrix=img_aug_matrix)
     seen = (depth > MIN_DEPTH) & (u >= 0) & (u < W) & (v >= 0) & (v < H)          # (B, N, P)
-    camera, point = torch.nonzero(seen.view(B * N, -1), as_tuple=True)            # by camera, point
-    source = camera * seen.shape[2] + point
-    u, v, depth = (t.reshape(-1)[source] for t in (u, v, depth))
+    source = torch.nonzero(seen.flatten()).squeeze(1)                  # by camera, then by point
+    camera = torch.div(source, seen.shape[2], rounding_mode='floor')
+    u, v, depth = (t.reshape(-1).index_select(0, source) for t in (u, v, depth))
     index = (camera * H + v.long()) * W + u.long()
     return scatter_last(depth, index, size=B * N * H * W).view(B, N, H, W)

@@ -113,4 +113,4 @@ def _run_means(cloud: Tensor, source: Tensor, starts: Tensor, counts: Tensor) ->
     position = torch.repeat_interleave(shift, counts)
     position += torch.arange(len(position), device=cloud.device)
     points = cloud.index_select(0, source.index_select(0, position))              # (kept, F)
-    return torch.segment_reduce(points, 'mean', lengths=counts, axis=0)           # (V, F)
+    return torch.segment_reduce(points, 'mean', lengths=counts, axis=0, unsafe=True)  # (V, F)
