@@ -1,8 +1,8 @@
 """Lane centrelines as nuScenes' arcline paths: chains of pieces, each an arc or a straight line.
 
 Frame: town frame, metres, radians. A piece has a start pose (x, y, yaw), the lengths of its three
-segments and one radius. Its shape names the segments (L left arc, S straight, R right arc); here only
-one of the three has a length.
+segments and one radius. Its shape names the segments (L left arc, S straight, R right arc); here
+only one of the three has a length.
 
 Shapes: P points of a centreline.
 """

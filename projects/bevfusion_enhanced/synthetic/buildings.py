@@ -14,6 +14,8 @@ DEPTH = (7.0, 15.0)
 HEIGHT = (5.0, 20.0)
 SETBACK = (0.8, 3.0)
 """From the border of what is taken to the front."""
+CLEARANCE = 0.3
+"""Least distance from what is taken."""
 GAP = (2.5, 9.0)
 """Between neighbours in a row."""
 SEARCH_STEP = 3.0
@@ -29,7 +31,7 @@ def make_buildings(rng: np.random.Generator, *, land: Polygon,
         land: Where buildings may stand.
         taken: Roads, walkways and car parks: where they may not, and what they stand along.
     """
-    free = land.difference(taken)
+    free = land.difference(taken.buffer(CLEARANCE))
     shapely.prepare(free)
     boxes: List[np.ndarray] = []
     footprints: List[Polygon] = []

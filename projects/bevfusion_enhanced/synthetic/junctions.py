@@ -105,9 +105,11 @@ def lane_span(road: Road, junctions: Tuple[Junction, ...]) -> Tuple[float, float
 def junction_area(junction: Junction) -> Polygon:
     """The paved area of a junction, out to where the lanes begin, with rounded kerbs.
 
-    Between two opposite arms the kerb runs straight, so a wide arm narrows gently to a slim one.
+    Between two opposite arms the kerb runs straight, so a wide arm narrows gently to a slim one,
+    and the bands of all connectors belong to the area.
     """
-    areas = []
+    areas = [LineString(lane.centreline).buffer(LANE_WIDTH / 2.0, cap_style='flat')
+             for lane in _connectors(junction)]
     for arm in junction.arms:
         opposite = [other for other in junction.arms
                     if abs(_turn(arm.outward + np.pi, other.outward)) < STRAIGHT_LIMIT]
@@ -131,7 +133,7 @@ def _mouth(arm: Arm) -> LineString:
 
 def make_lanes(layout: Layout, junctions: Tuple[Junction, ...]) -> Dict[str, Lane]:
     """All lanes and connectors by name; every lane has a successor."""
-    connectors = [lane for junction in junctions for lane in _connectors(junction, junctions)]
+    connectors = [lane for junction in junctions for lane in _connectors(junction)]
     following: Dict[str, List[str]] = {}
     for lane in connectors:
         following.setdefault(lane.name.split('>')[0], []).append(lane.name)
@@ -154,47 +156,75 @@ def _lane_name(road: Road, side: int, index: int) -> str:
 
 def _lane_line(road: Road, side: int, index: int, junctions: Tuple[Junction, ...]) -> np.ndarray:
     s = road.stations(*lane_span(road, junctions))
-    return road.points(s if side < 0 else s[::-1], side * (index + 0.5) * LANE_WIDTH)
+    return _even(road.points(s if side < 0 else s[::-1], _lane_offset(side, index)))
 
 
-def _connectors(junction: Junction, junctions: Tuple[Junction, ...]) -> List[Lane]:
+def _lane_offset(side: int, index: int) -> float:
+    return side * (index + 0.5) * LANE_WIDTH
+
+
+def _even(line: np.ndarray) -> np.ndarray:
+    """(P, 2) points along a line, evenly spaced, `STATION_STEP` at most; the ends stay."""
+    curve = LineString(line)
+    count = max(int(np.ceil(curve.length / STATION_STEP)), 1) + 1
+    points = shapely.get_coordinates(shapely.line_interpolate_point(
+        curve, np.linspace(0.0, curve.length, count)))
+    points[0], points[-1] = line[0], line[-1]
+    return points
+
+
+def _connectors(junction: Junction) -> List[Lane]:
     """The connectors of one junction: lane pairs (arriving, leaving) without U-turns."""
     connectors = []
-    for source in junction.arms:
-        for index, target, target_index in _allowed_turns(source, junction):
-            arriving = _lane_line(source.road, source.arriving_side, index, junctions)
-            leaving = _lane_line(target.road, -target.arriving_side, target_index, junctions)
-            after = _lane_name(target.road, -target.arriving_side, target_index)
-            name = f'{_lane_name(source.road, source.arriving_side, index)}>{after}'
-            connectors.append(Lane(name=name, width=LANE_WIDTH, is_connector=True,
-                                   centreline=_connect(arriving, leaving), successors=(after,)))
+    for source, index, target, target_index in _allowed_turns(junction):
+        before = _lane_name(source.road, source.arriving_side, index)
+        after = _lane_name(target.road, -target.arriving_side, target_index)
+        centreline = _connect(_approach(source, source.arriving_side, index),
+                              _approach(target, -target.arriving_side, target_index)[::-1])
+        connectors.append(Lane(name=f'{before}>{after}', width=LANE_WIDTH, is_connector=True,
+                               centreline=centreline, successors=(after,)))
     return connectors
 
 
-def _allowed_turns(source: Arm, junction: Junction) -> List[Tuple[int, Arm, int]]:
-    """(lane of `source`, target arm, its lane): left from the inner lane, right from the outer one.
+def _approach(arm: Arm, side: int, index: int) -> np.ndarray:
+    """(P, 2) a lane's line from where the lane ends inwards to where the kerbs bend away."""
+    s = arm.road.stations(*arm.stretch(arm.setback, arm.lane_gap))
+    return arm.road.points(s if arm.at_end else s[::-1], _lane_offset(side, index))
 
-    A lane that would lead nowhere may turn into any arm.
+
+Turn = Tuple[Arm, int, Arm, int]
+"""Arm and lane that arrive, arm and lane that leave."""
+
+
+def _allowed_turns(junction: Junction) -> List[Turn]:
+    """Straight on lane by lane; left from and into the inner lanes, right the outer ones.
+
+    A lane that would lead nowhere, or that nothing would lead into, is joined to all other arms.
     """
-    turns = []
-    for target in junction.arms:
-        if target is source:
-            continue
+    arms = junction.arms
+    turns: List[Turn] = []
+    for source, target in ((a, b) for a in arms for b in arms if a is not b):
         angle = _turn(source.outward + np.pi, target.outward)
         last, last_target = source.road.lanes - 1, target.road.lanes - 1
         if abs(angle) < STRAIGHT_LIMIT:
-            turns += [(i, target, min(i, last_target)) for i in range(source.road.lanes)]
+            turns += [(source, min(i, last), target, min(i, last_target))
+                      for i in range(max(last, last_target) + 1)]
         else:
-            turns.append((0, target, 0) if angle > 0.0 else (last, target, last_target))
-    served = {index for index, _, _ in turns}
-    for index in sorted(set(range(source.road.lanes)) - served):
-        turns += [(index, target, min(index, target.road.lanes - 1))
-                  for target in junction.arms if target is not source]
+            turns.append((source, 0, target, 0) if angle > 0.0
+                         else (source, last, target, last_target))
+    leading = {(source.road.name, source.at_end, i) for source, i, _, _ in turns}
+    led_to = {(target.road.name, target.at_end, i) for _, _, target, i in turns}
+    for arm, i in [(end, index) for end in arms for index in range(end.road.lanes)]:
+        others = [(other, min(i, other.road.lanes - 1)) for other in arms if other is not arm]
+        if (arm.road.name, arm.at_end, i) not in leading:
+            turns += [(arm, i, other, j) for other, j in others]
+        if (arm.road.name, arm.at_end, i) not in led_to:
+            turns += [(other, j, arm, i) for other, j in others]
     return turns
 
 
 def _connect(arriving: np.ndarray, leaving: np.ndarray) -> np.ndarray:
-    """(P, 2) cubic curve from the end of one lane to the start of another, tangent to both.
+    """(P, 2) line along one lane, over a cubic curve tangent to both, and along the other lane.
 
     Handles of 0.39 of the distance make a right angle turn nearly a circular arc.
     """
@@ -205,9 +235,4 @@ def _connect(arriving: np.ndarray, leaving: np.ndarray) -> np.ndarray:
     control = np.stack([first, first + handle * ahead, last - handle * onward, last])
     u = np.linspace(0.0, 1.0, 65)[:, None]
     weights = np.concatenate([(1 - u) ** 3, 3 * u * (1 - u) ** 2, 3 * u ** 2 * (1 - u), u ** 3], 1)
-    curve = LineString(weights @ control)
-    count = int(np.ceil(curve.length / STATION_STEP)) + 1
-    points = shapely.get_coordinates(shapely.line_interpolate_point(
-        curve, np.linspace(0.0, curve.length, max(count, 2))))
-    points[0], points[-1] = first, last
-    return points
+    return _even(np.concatenate([arriving[:-1], weights @ control, leaving[1:]]))

@@ -1,4 +1,4 @@
-"""Records of the nuScenes map expansion (version 1.3): nodes, lines, polygons and the layers on them.
+"""Records of the nuScenes map expansion (version 1.3): nodes, lines, polygons, layers on them.
 
 Frame: town frame, metres. Tokens are short readable strings, unique within a map; the token of a
 lane or a connector is its name in the town.

@@ -198,13 +198,20 @@ def make_bays(*, layout: Layout, junctions: Tuple[Junction, ...], crossings: Tup
 
 
 def _bay(road: Road, side: int, s0: float, s1: float) -> Bay:
-    """As many spots as fit between two stations; cars stand in the direction of the nearer lane."""
-    count = int((s1 - s0) / BAY_LENGTH)
-    s0 = (s0 + s1 - count * BAY_LENGTH) / 2.0
-    stations = s0 + BAY_LENGTH * (np.arange(count) + 0.5)
-    middle = road.half_width + road.bay_width(side) / 2.0
+    """As many spots as fit between two stations; cars stand in the direction of the nearer lane.
+
+    Spots are measured along the bay, which is shorter than the road where it lies inside a curve.
+    """
     inner, outer = road.half_width - 0.2, road.half_width + road.bay_width(side)
-    yaw = [road.heading(s) + (np.pi if side > 0 else 0.0) for s in stations]
+    middle = road.half_width + road.bay_width(side) / 2.0
+    s = road.stations(s0, s1)
+    steps = np.linalg.norm(np.diff(road.points(s, side * middle), axis=0), axis=1)
+    known = np.concatenate([[0.0], np.cumsum(steps)])
+    count = int(known[-1] / BAY_LENGTH)
+    margin = (known[-1] - count * BAY_LENGTH) / 2.0
+    first, last = np.interp([margin, known[-1] - margin], known, s)
+    stations = np.interp(margin + BAY_LENGTH * (np.arange(count) + 0.5), known, s)
+    yaw = [road.heading(station) + (np.pi if side > 0 else 0.0) for station in stations]
     t0, t1 = sorted((side * inner, side * outer))
-    return Bay(area=road.strip(s0, s0 + count * BAY_LENGTH, t0, t1),
-               spots=np.column_stack([road.points(stations, side * middle), yaw]))
+    return Bay(area=road.strip(first, last, t0, t1),
+               spots=np.column_stack([road.points(stations, side * middle), yaw]).reshape(-1, 3))

@@ -45,7 +45,8 @@ def build_town(*, location: str, seed: int) -> Town:
     layout = plan_layout(rngs[0])
     junctions = make_junctions(layout)
     crossings = make_crossings(rngs[1], layout, junctions)
-    paved = _paved(layout, junctions)
+    areas = tuple(junction_area(junction) for junction in junctions)
+    paved = _paved(layout, junctions, areas)
     street = _street(layout, junctions, paved)
     streets = street.buffer(WALKWAY_WIDTH)
     car_parks = make_car_parks(rngs[2], layout=layout, junctions=junctions, crossings=crossings,
@@ -56,7 +57,7 @@ def build_town(*, location: str, seed: int) -> Town:
     lanes = make_lanes(layout, junctions)
     polygons = {
         'drivable_area': tidy(drivable),
-        **_road_layers(layout, junctions, lanes),
+        **_road_layers(layout, junctions, areas, lanes),
         'ped_crossing': _tidy_all([crossing.area for crossing in crossings]),
         'walkway': _walkways(layout, junctions, streets.difference(drivable)),
         'stop_line': _tidy_all(make_stop_lines(junctions, crossings)),
@@ -71,11 +72,11 @@ def build_town(*, location: str, seed: int) -> Town:
         buildings=make_buildings(rngs[3], land=land, taken=unary_union([drivable, streets])))
 
 
-def _paved(layout: Layout, junctions: Tuple[Junction, ...]) -> Polygon:
+def _paved(layout: Layout, junctions: Tuple[Junction, ...], areas: Tuple[Polygon, ...]) -> Polygon:
     """Lanes and junctions, without parking."""
     roads = [road.strip(*lane_span(road, junctions), -road.half_width, road.half_width)
              for road in layout.roads]
-    return unary_union([*roads, *(junction_area(junction) for junction in junctions)])
+    return unary_union([*roads, *areas])
 
 
 def _street(layout: Layout, junctions: Tuple[Junction, ...], paved: Polygon) -> Polygon:
@@ -92,7 +93,7 @@ def _tidy_all(areas: List[Polygon]) -> Tuple[Polygon, ...]:
     return tuple(part for area in areas for part in tidy(area))
 
 
-def _road_layers(layout: Layout, junctions: Tuple[Junction, ...],
+def _road_layers(layout: Layout, junctions: Tuple[Junction, ...], areas: Tuple[Polygon, ...],
                  lanes: Dict[str, Lane]) -> Dict[str, Tuple[Polygon, ...]]:
     """Road segments (roads, then junctions), road blocks (one a direction), and lanes.
 
@@ -104,7 +105,7 @@ def _road_layers(layout: Layout, junctions: Tuple[Junction, ...],
         segments.append(road.strip(*span, -road.half_width, road.half_width))
         blocks += [road.strip(*span, -road.half_width, 0.0),
                    road.strip(*span, 0.0, road.half_width)]
-    segments += [junction_area(junction) for junction in junctions]
+    segments += areas
     bands = [LineString(lane.centreline).buffer(LANE_WIDTH / 2.0, cap_style='flat')
              for lane in lanes.values() if not lane.is_connector]
     return {'road_segment': _tidy_all(segments), 'road_block': _tidy_all(blocks),
