@@ -2,6 +2,7 @@ import importlib.util
 import io
 import json
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -166,6 +167,65 @@ def test_the_report_saves_the_summary_and_names_the_files(demo, tmp_path):
     assert json.loads((tmp_path / 'summary.json').read_text()) == summary
     for name in ('summary.json', 'pictures/000001_a.png', 'load_report.json', 'AP car'):
         assert name in stream.getvalue()
+
+
+STAND_INS = {
+    'create_synthetic_nuscenes': """
+        root = Path(option('--out')); root.mkdir(parents=True)
+        (root / 'synthetic.json').write_text(json.dumps({'revision': REVISION}))""",
+    'create_data': """
+        for name in INFOS: (Path(option('--root-path')) / name).touch()""",
+    'train': """
+        work_dir = Path(option('--work-dir')); work_dir.mkdir(parents=True)
+        (work_dir / 'epoch_4.pth').touch(); (work_dir / 'epoch_5.pth').touch()""",
+    'test': """
+        folder = Path(option('--work-dir')) / '20250101_000000'; folder.mkdir(parents=True)
+        value = 0.5 if 'phase4a' in sys.argv[1] else 0.25
+        (folder / 'metrics.json').write_text(json.dumps({name: value for name in METRICS}))""",
+}
+METRICS = ['object/mAP', 'object/NDS', 'object/mATE', 'object/mASE', 'object/mAOE', 'object/mAVE',
+           'object/mAAE', 'object/car/AP', 'map/mean/iou@max', 'map/divider/iou@max']
+
+
+@pytest.fixture
+def small_repo(demo, tmp_path, monkeypatch) -> Path:
+    """A repository whose tools leave the files that the real ones leave, and note their calls."""
+    root = tmp_path / 'repo'
+    (root / 'tools').mkdir(parents=True)
+    for name, body in STAND_INS.items():
+        head = f"""
+        import json, sys
+        from pathlib import Path
+        REVISION, INFOS, METRICS = {demo.REVISION}, {demo.INFOS}, {METRICS}
+        option = lambda name: sys.argv[sys.argv.index(name) + 1]
+        with open('calls.txt', 'a') as calls: print(*sys.argv, file=calls)"""
+        (root / 'tools' / f'{name}.py').write_text(textwrap.dedent(head + body))
+    monkeypatch.setattr(demo, 'REPO', root)
+    monkeypatch.setattr(demo, 'DATA_ROOT', root / 'data' / 'synthetic')
+    return root
+
+
+def test_the_whole_order(demo, small_repo):
+    work_dir = small_repo / 'work_dirs' / 'demo'
+    stream = io.StringIO()
+    for _ in range(2):
+        demo.run_demo(data_root=demo.DATA_ROOT, work_dir=work_dir, workers=2,
+                      console=Console(file=stream, width=80))
+    runs = ['tools/train.py configs/mini/phase3_enhanced_seg.py --work-dir work_dirs/demo/phase3',
+            'tools/train.py configs/mini/phase4a_task_gca.py --load-from '
+            'work_dirs/demo/phase3/epoch_5.pth --work-dir work_dirs/demo/phase4a',
+            'tools/test.py configs/mini/phase3_enhanced_seg.py work_dirs/demo/phase3/epoch_5.pth '
+            '--work-dir work_dirs/demo/phase3/test',
+            'tools/test.py configs/mini/phase4a_task_gca.py work_dirs/demo/phase4a/epoch_5.pth '
+            '--work-dir work_dirs/demo/phase4a/test --show-dir work_dirs/demo/pictures']
+    assert (small_repo / 'calls.txt').read_text().splitlines() == [
+        'tools/create_synthetic_nuscenes.py --out data/synthetic --workers 2',
+        'tools/create_data.py --root-path data/synthetic --version v1.0-mini', *runs, *runs]
+    assert len(list((small_repo / 'work_dirs').glob('demo_2*/summary.json'))) == 1
+    summary = json.loads((work_dir / 'summary.json').read_text())
+    assert summary['phase3']['mAP'] == 0.25 and summary['phase4a']['IoU'] == {'divider': 0.5}
+    assert 0. <= summary['minutes'] < 1.
+    assert all(f'$ python {run}' in stream.getvalue() for run in runs)
 
 
 def test_the_command_ends_with_one_line(demo, data_root, tmp_path, monkeypatch, capsys):

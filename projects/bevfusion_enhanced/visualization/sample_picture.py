@@ -129,10 +129,11 @@ def read_points(sample: Det3DDataSample) -> Optional[np.ndarray]:
 def _title_row(sample: Det3DDataSample) -> np.ndarray:
     figure = new_figure(width=WIDTH, height=44)
     axes = pixel_axes(figure, width=WIDTH, height=44)
-    facts = [f'sample {sample.metainfo.get("sample_idx", "?")}']
-    facts += [f'{key} {sample.metainfo[key]}' for key in ('token', 'scene_name')
-              if key in sample.metainfo]
-    axes.text(14, 22, '   |   '.join(facts), color=FOREGROUND, fontsize=13, va='center')
+    known = sample.metainfo
+    facts = [f'sample {known.get("sample_idx", "?")}', known.get('scene_name'),
+             known.get('location'), f'token {known["token"]}' if 'token' in known else None]
+    axes.text(14, 22, '   |   '.join(filter(None, facts)), color=FOREGROUND, fontsize=13,
+              va='center')
     axes.text(WIDTH - 14, 22, 'seen from above: forward is up', color=FOREGROUND, fontsize=11,
               va='center', ha='right', alpha=0.75)
     return to_image(figure)
