@@ -1,4 +1,6 @@
 """The camera against plain projection: masks, occlusion, paint, light."""
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -104,3 +106,145 @@ def test_same_generator_same_bytes():
     first, second, other = (shoot(world, seed=seed).rgb for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
     assert np.any(first != other)
+
+
+def brute_force(boxes, cam2global, sensor):
+    """Nearest box per pixel by clipping every pixel's ray at each face of every box."""
+    column, row = np.meshgrid(np.arange(sensor.width) + 0.5, np.arange(sensor.height) + 0.5)
+    pixels = np.stack([column, row, np.ones_like(row)], -1).reshape(-1, 3)
+    rays = pixels @ np.linalg.inv(sensor.intrinsic).T @ cam2global[:3, :3].T
+    depth, index = np.full(len(rays), np.inf), np.where(rays[:, 2] < 0, camera.GROUND, camera.SKY)
+    for k, box in enumerate(boxes):
+        cos, sin = np.cos(box[6]), np.sin(box[6])
+        start, stop = np.full(len(rays), -np.inf), np.full(len(rays), np.inf)
+        for axis, half in zip(([cos, sin, 0], [-sin, cos, 0], [0, 0, 1]), box[3:6] / 2,
+                              strict=True):
+            at, along = np.dot(cam2global[:3, 3] - box[:3], axis), rays @ axis
+            a, b = (-half - at) / along, (half - at) / along
+            start, stop = np.maximum(start, np.minimum(a, b)), np.minimum(stop, np.maximum(a, b))
+        nearer = (start < stop) & (start > camera.NEAR) & (start < depth)
+        depth[nearer], index[nearer] = start[nearer], k
+    return index.reshape(sensor.height, sensor.width)
+
+
+@pytest.mark.parametrize('seed, name', enumerate(rig.CAMERAS))
+def test_agrees_with_brute_force(seed, name):
+    rng = np.random.default_rng(seed)
+    sizes = rng.uniform([0.4, 0.4, 0.5], [14, 5, 6], (60, 3))
+    angle, distance = rng.uniform(-np.pi, np.pi, 60), rng.uniform(3, 80, 60)
+    boxes = np.column_stack([50 + distance * np.cos(angle), 50 + distance * np.sin(angle),
+                             sizes[:, 2] / 2, sizes, rng.uniform(-np.pi, np.pi, 60)])
+    image = shoot(snapshot(boxes, rng.integers(-1, 10, 60)), name=name)
+    assert np.mean(image.box_index >= 0) > 0.1
+    assert np.mean(image.box_index == brute_force(boxes, pose(name), RIG[name])) > 0.999
+    np.testing.assert_array_equal(image.visible,
+                                  np.bincount(image.box_index[image.box_index >= 0], minlength=60))
+    assert np.all(image.visible <= image.covered)
+
+
+def test_covered_pixels_are_those_of_the_box_alone():
+    rng = np.random.default_rng(4)
+    boxes = np.column_stack([rng.uniform(56, 80, 12), rng.uniform(42, 58, 12), np.ones(12),
+                             rng.uniform(1, 5, (12, 2)), np.full(12, 2), rng.uniform(-3, 3, 12)])
+    alone = [shoot(snapshot([box])).visible[0] for box in boxes]
+    np.testing.assert_array_equal(shoot(snapshot(boxes)).covered, alone)
+
+
+@pytest.mark.parametrize('material', list(Material), ids=lambda m: m.name)
+def test_painted_ground_projects_to_its_colour(material):
+    """Squares of one material, looked up where they project, have that material's colour."""
+    other = Material.WALKWAY if material == Material.ROAD else Material.ROAD
+    tile = np.arange(400) // 12
+    labels = np.where((tile[:, None] + tile) % 2 == 0, material, other).astype(np.uint8)
+    ground = Ground(labels=labels, resolution=0.25)
+    image = shoot(snapshot([]), ground=ground)
+    sensor, cells = RIG['CAM_FRONT'], np.argwhere(labels == material)
+    points = np.column_stack([(cells[:, ::-1] + 0.5) * 0.25, np.zeros(len(cells))])
+    pixels, depth = project(points, pose(), sensor.intrinsic)
+    column, row = np.floor(pixels).astype(int).T
+    seen = (depth > 3) & (depth < 9) & (column >= 0) & (column < 400) & (row >= 0) & (row < 225)
+    assert seen.sum() > 100
+    colours = image.rgb[row[seen], column[seen]].astype(float)
+    upright = DAY.on_normals(np.array([[0, 0, 1.0]]))
+    own, bars, wrong = (np.linalg.norm(colours - shade * upright, axis=1) for shade in
+                        shading.MATERIAL_COLOURS[[material] * 2 + [other]] * [[1], [0.65], [1]])
+    if material == Material.PED_CROSSING:
+        own = np.minimum(own, bars)
+    assert np.mean(own < wrong) > 0.9
+
+
+def test_painted_line_leads_back_to_its_material():
+    """Every bright pixel of the ground lies on paint: pixel -> ray -> plane -> raster."""
+    labels = np.full((400, 400), Material.ROAD, np.uint8)
+    labels[206:208] = Material.LANE_DIVIDER
+    labels[:, 250:254] = Material.STOP_LINE
+    labels[190:191] = Material.ROAD_DIVIDER
+    image = shoot(snapshot([]), ground=Ground(labels=labels, resolution=0.25))
+    row, column = np.nonzero((image.rgb.min(2) > 175) & (image.box_index == camera.GROUND))
+    sensor, cam2global = RIG['CAM_FRONT'], pose()
+    pixels = np.stack([column + 0.5, row + 0.5, np.ones(len(row))])
+    rays = cam2global[:3, :3] @ np.linalg.inv(sensor.intrinsic) @ pixels
+    reach = -cam2global[2, 3] / rays[2]
+    x, y = cam2global[:2, 3, None] + rays[:2] * reach
+    near = reach < 15
+    assert near.sum() > 100
+    found = labels[(y[near] / 0.25).astype(int), (x[near] / 0.25).astype(int)]
+    assert np.isin(found, (Material.LANE_DIVIDER, Material.STOP_LINE)).mean() > 0.95
+
+
+def test_ground_under_a_box_is_in_its_shadow():
+    box = [60, 50, 2.5, 4, 2, 1.0, 0]  # afloat, so that the ground under it is in sight
+    lit, shadowed = shoot(snapshot([])).rgb, shoot(snapshot([box])).rgb
+    pixels, _ = project(np.array([[60.0, 50, 0]]), pose(), RIG['CAM_FRONT'].intrinsic)
+    column, row = np.floor(pixels[0]).astype(int)
+    assert shadowed[row, column].mean() < 0.8 * lit[row, column].mean()
+
+
+@pytest.mark.parametrize('yaw, red', [(0.0, True), (np.pi, False)])
+def test_tail_lights_tell_rear_from_front(yaw, red):
+    box, colour = [62, 50, 0.85, 4.6, 1.9, 1.7, yaw], [[60, 60, 200]]
+    image = shoot(snapshot([box], colours=colour))
+    shown = image.rgb[image.box_index == 0].astype(int)
+    assert np.any(shown[:, 0] > 2 * shown[:, 1:].max(1) + 20) == red
+
+
+@pytest.mark.parametrize('class_id', [SCENERY, *range(len(CLASSES))])
+def test_every_class_keeps_some_of_its_colour_and_has_details(class_id):
+    box = [58, 52, 1.0, 3, 2, 2.0, 0.4]
+    shown = [shoot(snapshot([box], [class_id], [colour])) for colour in ([200, 40, 40],
+                                                                         [40, 40, 200])]
+    red, blue = (image.rgb[image.box_index == 0].astype(int) for image in shown)
+    assert (red - blue)[:, 0].mean() > 5 and (blue - red)[:, 2].mean() > 5
+    assert red.std(0).max() > 10
+
+
+def test_faces_towards_the_sun_are_brighter():
+    wall = [[62, 50, 2, 1, 12, 4, 0]]
+    front, back = (shoot(snapshot(wall, [4]), light=daylight(azimuth=a, elevation=0.4)).rgb
+                   for a in (np.pi, 0.0))
+    assert front[100:112, 190:210].mean() > 1.5 * back[100:112, 190:210].mean()
+
+
+def test_two_pictures_agree_on_the_texture_of_the_ground():
+    rng, sensor, light = np.random.default_rng(0), RIG['CAM_FRONT'], replace(DAY, noise=0.0)
+    points = np.column_stack([rng.uniform(58, 66, 400), rng.uniform(49, 51, 400), np.zeros(400)])
+    views = []
+    for x in (50.0, 51.0):
+        image = shoot(snapshot([]), cam2global=pose(x=x), light=light)
+        pixels, _ = project(points, pose(x=x), sensor.intrinsic)
+        column, row = np.floor(pixels).astype(int).T
+        views.append(image.rgb[row, column].mean(1))
+    assert np.corrcoef(*views)[0, 1] > 0.5
+
+
+def test_looking_at_the_sky_only_and_the_ground_only():
+    up, down = np.eye(4), np.diag([1.0, -1, -1, 1])
+    up[:3, 3] = down[:3, 3] = 50, 50, 2
+    assert np.all(shoot(snapshot([]), cam2global=up).box_index == camera.SKY)
+    assert np.all(shoot(snapshot([]), cam2global=down).box_index == camera.GROUND)
+
+
+def test_distant_box_sinks_in_haze():
+    near, far = (shoot(snapshot([[x, 50, 5, 1, 60, 10, 0]], [4], [[30, 30, 30]]))
+                 for x in (65, 250))
+    assert far.rgb[far.box_index == 0].mean() > near.rgb[near.box_index == 0].mean() + 30

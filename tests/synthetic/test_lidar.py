@@ -36,7 +36,7 @@ def to_global(points, lidar2global):
 
 
 def in_box(points, box):
-    """(P, 3) global points in the frame of the box, divided by its half size: inside is within 1."""
+    """(P, 3) global points in the box's frame, over its half size: inside is within 1."""
     cos, sin = np.cos(box[6]), np.sin(box[6])
     local = (points - box[:3]) @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     return local / (box[3:6] / 2)
@@ -56,7 +56,8 @@ def brute_force(boxes, lidar2global, columns):
     for k, box in enumerate(boxes):
         cos, sin = np.cos(box[6]), np.sin(box[6])
         start, stop = np.zeros(len(rays)), np.full(len(rays), np.inf)
-        for axis, half in zip(([cos, sin, 0], [-sin, cos, 0], [0, 0, 1]), box[3:6] / 2):
+        for axis, half in zip(([cos, sin, 0], [-sin, cos, 0], [0, 0, 1]), box[3:6] / 2,
+                              strict=True):
             at, along = np.dot(origin - box[:3], axis), rays @ axis
             a, b = (-half - at) / along, (half - at) / along
             start, stop = np.maximum(start, np.minimum(a, b)), np.minimum(stop, np.maximum(a, b))

@@ -1,8 +1,9 @@
 """A 32-beam spinning LiDAR: rays against the ground plane and the boxes of a snapshot.
 
-Points are in the LIDAR_TOP frame of the instant of the scan (x right, y forward, z up; metres); the
-vehicle's motion during the turn is ignored. Rays fire column by column, all rings of one azimuth from
-the lowest up, with the azimuth falling (clockwise seen from above). Missing returns leave no point.
+Points are in the LIDAR_TOP frame of the instant of the scan (x right, y forward, z up; metres);
+the vehicle's motion during the turn is ignored. Rays fire column by column, all rings of one
+azimuth from the lowest up, with the azimuth falling (clockwise seen from above). Missing returns leave no
+point.
 
 Every box is cast a margin smaller than it is, and noise never carries a return out of that smaller
 box. The ground is cast a little below z = 0 and noise never lifts it above. So a return of box k
@@ -16,8 +17,14 @@ from typing import NamedTuple, Tuple
 
 import numpy as np
 
-from .raycast import BoxFrames, box_frames, expand_ranges, material_at, slab_interval
-from .scene import Ground, Material, Snapshot
+from bevfusion_enhanced.synthetic.raycast import (
+    BoxFrames,
+    box_frames,
+    expand_ranges,
+    material_at,
+    slab_interval,
+)
+from bevfusion_enhanced.synthetic.scene import Ground, Material, Snapshot
 
 RINGS = 32
 COLUMNS = 1084

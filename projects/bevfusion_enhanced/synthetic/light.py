@@ -55,7 +55,7 @@ def daylight(*, azimuth: float, elevation: float, cloud: float = 0.0) -> Light:
     direct = 0.75 * (1 - cloud)
     grey = np.array([185.0, 190.0, 197.0])
     return Light(sun_direction=_direction(azimuth, elevation), sun=direct,
-                 ambient=0.95 - 0.55 * direct, lamps=0.0, glow=0.3,
+                 ambient=0.95 - 0.55 * direct, lamps=0.0, glow=0.65,
                  zenith=(1 - cloud) * np.array([84.0, 132.0, 205.0]) + cloud * grey,
                  horizon=(1 - cloud) * np.array([198.0, 212.0, 226.0]) + cloud * grey * 1.08,
                  visibility=350.0 - 150.0 * cloud, noise=2.5)

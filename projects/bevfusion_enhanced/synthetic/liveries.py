@@ -1,8 +1,8 @@
 """What is painted on boxes: windows, lamps and wheels of vehicles, stripes, clothes, storeys.
 
-A box's unit frame is the cube [-1, 1]^3 with x along its length (+1 is the front), y to the left, z
-up. Every place on a box shows one of a few paints; the details sit where they tell classes apart, and
-front from rear. Colours are float32 RGB in 0..255.
+A box's unit frame is the cube [-1, 1]^3 with x along its length (+1 is the front), y to the left,
+z up. Every place on a box shows one of a few paints; the details sit where they tell classes apart,
+and front from rear. Colours are float32 RGB in 0..255.
 
 Shapes: K boxes, N pixels, C paints.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .scene import CLASSES, SCENERY, Snapshot
+from bevfusion_enhanced.synthetic.scene import CLASSES, SCENERY, Snapshot
 
 BACK, FRONT, RIGHT, LEFT, BOTTOM, TOP = range(6)
 """Faces of a box, in the order 2 * axis + (1 on the positive side)."""
@@ -46,7 +46,7 @@ _WINDOWS = np.array([[-0.85, 0.70, 0.10, 0.75, 1, 1],      # car
                      [-0.96, 0.96, -0.10, 0.60, 1, 1],     # bus
                      [2.00, 2.00, 2.00, 2.00, 0, 0]],      # trailer: none
                     np.float32).T.copy()
-"""Per class of `_VEHICLES`: side windows from x to x, from z to z; whether front and rear have one."""
+"""Rows: side windows from x, to x, from z, to z, front has one, rear has one; columns: classes."""
 _WHEEL_RADIUS = 0.36
 _STOREY = 3.2
 _BAY = 3.0
@@ -182,6 +182,8 @@ _PAINTERS = (_vehicle, _barrier, _cycle, _pedestrian, _cone, _building)
 _KINDS = np.zeros(len(CLASSES) + 1, np.uint8)
 """Which of `_PAINTERS` each class has; `SCENERY`, being -1, indexes the last place."""
 _KINDS[[_ID[name] for name in _VEHICLES]] = 0
-_KINDS[[_ID[name] for name in ('barrier', 'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone')]] = \
-    1, 2, 2, 3, 4
+_KINDS[_ID['barrier']] = 1
+_KINDS[[_ID['motorcycle'], _ID['bicycle']]] = 2
+_KINDS[_ID['pedestrian']] = 3
+_KINDS[_ID['traffic_cone']] = 4
 _KINDS[SCENERY] = 5

@@ -1,9 +1,9 @@
 """Rays against the ground plane and yaw-oriented boxes, as flat lists of (ray, box) pairs.
 
-A sensor's rays start at its origin and are given in its own frame. Each box has a frame of its own in
-which it is the cube [-1, 1]^3 (x along its length, y along its width, z up), so that the slab test
-(Kay and Kajiya, "Ray Tracing Complex Scenes", SIGGRAPH 1986) needs no box size. A ray `t * d` of the
-sensor frame is `origin + t * (rotation @ d)` in a box's frame, with the same parameter t.
+A sensor's rays start at its origin and are given in its own frame. Each box has a frame of its own
+in which it is the cube [-1, 1]^3 (x along its length, y along its width, z up), so that the slab
+test (Kay and Kajiya, "Ray Tracing Complex Scenes", SIGGRAPH 1986) needs no box size. A ray `t * d`
+of the sensor frame is `origin + t * (rotation @ d)` in a box's frame, with the same parameter t.
 
 Shapes: K boxes, P (ray, box) pairs.
 """
@@ -11,10 +11,10 @@ from typing import NamedTuple, Tuple
 
 import numpy as np
 
-from .scene import Ground, Material
+from bevfusion_enhanced.synthetic.scene import Ground, Material
 
 CORNER_SIGNS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
-"""(8, 3) corners of the unit cube; corner 4 * a + 2 * b + c lies at (a, b, c) mapped from 0/1 to -1/1."""
+"""(8, 3) corners of the unit cube; bits 4, 2 and 1 of a corner's number choose x, y and z."""
 
 _TINY = 1e-9
 
@@ -74,7 +74,7 @@ def slab_interval(origin: Tuple[np.ndarray, ...],
         direction: Three (P,) float32 arrays. Edited in place, to save memory traffic.
     """
     enter = leave = None
-    for start, step in zip(origin, direction):
+    for start, step in zip(origin, direction, strict=True):
         step[np.abs(step) < _TINY] = _TINY
         inverse = np.reciprocal(step, out=step)
         middle = start * inverse

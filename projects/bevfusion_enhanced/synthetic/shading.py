@@ -1,16 +1,17 @@
 """Colours of what a camera's rays meet: ground by material, boxes by class, sky.
 
-Everything is drawn from positions, so that two cameras, or two instants, see the same pattern on the
-same thing. Colours are float32 RGB in 0..255, (3, N) for N pixels; the camera adds haze and clips.
+Everything is drawn from positions, so that two cameras, or two instants, see the same pattern on
+the same thing. Colours are float32 RGB in 0..255, (3, N) for N pixels; the camera adds haze and
+clips.
 
 A box's unit frame is the cube [-1, 1]^3 with x along its length (+1 is the front), z up.
 """
 import numpy as np
 
-from . import liveries
-from .light import Light
-from .raycast import material_at
-from .scene import Ground, Material, Snapshot
+from bevfusion_enhanced.synthetic import liveries
+from bevfusion_enhanced.synthetic.light import Light
+from bevfusion_enhanced.synthetic.raycast import material_at
+from bevfusion_enhanced.synthetic.scene import Ground, Material, Snapshot
 
 _F = np.float32
 
@@ -33,7 +34,7 @@ _TEXTURE_STRENGTH[Material.PED_CROSSING:] = 0.05
 _TILE = 256
 _GRAIN = np.random.default_rng(11).uniform(-1, 1, (_TILE, _TILE)).astype(np.float32).reshape(-1)
 _SHADOW = _F(0.5)
-_FACE_NORMALS = np.array([[-1, 0, 0], [1, 0, 0], [0, -1, 0], [0, 1, 0], [0, 0, -1], [0, 0, 1]], float)
+_FACE_NORMALS = np.kron(np.eye(3), [[-1.0], [1.0]])
 
 
 def ground(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.ndarray,
@@ -47,7 +48,7 @@ def ground(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.nd
         shadowed: (N,) which pixels lie in the contact shadow of a box.
         light: The light of the scene.
     """
-    depth = _F(-origin[2]) / rays[2]
+    depth = _F(-origin[2]) / np.minimum(rays[2], _F(-1e-3 * origin[2]))
     x, y = rays[0] * depth + _F(origin[0]), rays[1] * depth + _F(origin[1])
     material = material_at(ground, x, y)
     detail = 1 / (1 + (depth * _F(1 / 25)) ** 2)
@@ -95,7 +96,7 @@ def boxes(snapshot: Snapshot, box: np.ndarray, where: np.ndarray, depth: np.ndar
 def add_haze(colour: np.ndarray, depth: np.ndarray, light: Light) -> None:
     """Blends colours (3, N) in place with the horizon's, the more the deeper they lie."""
     clear = np.exp(depth * _F(-1 / light.visibility))
-    for channel, horizon in zip(colour, light.horizon.astype(_F)):
+    for channel, horizon in zip(colour, light.horizon.astype(_F), strict=True):
         channel -= horizon
         channel *= clear
         channel += horizon
@@ -106,7 +107,7 @@ def _face_light(snapshot: Snapshot, light: Light) -> np.ndarray:
     yaw = snapshot.boxes[:, 6]
     cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
     x, y, z = _FACE_NORMALS.T
-    normals = np.stack([cos * x - sin * y, sin * x + cos * y, np.broadcast_to(z, (len(yaw), 6))], -1)
+    normals = np.stack([cos * x - sin * y, sin * x + cos * y, z + 0 * cos], -1)
     return light.on_normals(normals.reshape(-1, 3)).reshape(-1, 6).astype(_F)
 
 
@@ -123,7 +124,7 @@ def _pattern(material: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     dark = np.zeros(len(x), _F)
     bars = np.flatnonzero(material == Material.PED_CROSSING)
     # Diagonal bars look alike on crossings of streets of any direction.
-    dark[bars] = 0.45 * ((x[bars] + y[bars]) * _F(0.7) % 1 < 0.5)
+    dark[bars] = 0.35 * ((x[bars] + y[bars]) * _F(0.7) % 1 < 0.5)
     slabs = np.flatnonzero(material == Material.WALKWAY)
     dark[slabs] = 0.2 * ((x[slabs] * _F(0.8) % 1 < 0.1) | (y[slabs] * _F(0.8) % 1 < 0.1))
     return dark
