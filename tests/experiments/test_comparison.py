@@ -1,4 +1,6 @@
+import io
 import json
+import re
 
 import pytest
 from bevfusion_enhanced.errors import DataError
@@ -39,10 +41,21 @@ def test_table_shows_both_and_the_change():
     rows = [row for row in rows_of(before, after) if row]
     assert ('mAP', 0.25, 0.2) in rows and ('IoU divider', 0.25, 0.5) in rows
     assert len(rows) == 3 + 5 + 2 + 2
-    console = Console(record=True, width=80, file=open('/dev/null', 'w'))
+    console = Console(record=True, width=80, file=io.StringIO())
     console.print(make_table(before, after))
     text = console.export_text()
     assert '-0.0500' in text and '+0.2500' in text and 'AP traffic_cone' in text
+
+
+def test_undefined_figures_are_dashes():
+    before, after = summarise(METRICS), summarise(dict(METRICS, **{'object/mAVE': None}))
+    del after['AP']['car']
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(make_table(before, after))
+    cells = [re.split(r'\s*│\s*', line)[1:5] for line in console.export_text().splitlines()
+             if '│' in line]
+    assert ['mAVE (velocity, m/s)', '2.0000', '-', '-'] in cells
+    assert ['AP car', '0.7500', '-', '-'] in cells
 
 
 def test_newest_metrics_are_read(tmp_path):

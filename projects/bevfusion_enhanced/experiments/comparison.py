@@ -16,10 +16,12 @@ ERRORS = {'mATE': 'translation, m', 'mASE': 'scale, 1 - IoU', 'mAOE': 'orientati
 """The five true-positive errors (lower is better) and what they measure."""
 
 Summary = Dict[str, Any]
-"""`mAP`, `NDS`, `mIoU`, the errors, and by class `AP` and `IoU`."""
+"""`mAP`, `NDS`, `mIoU`, the errors, and by class `AP` and `IoU`; None where a figure is undefined."""
+
+Figure = Optional[float]
 
 
-def read_metrics(work_dir: Path) -> Dict[str, float]:
+def read_metrics(work_dir: Path) -> Dict[str, Figure]:
     """The newest `metrics.json` that `tools/test.py` wrote below `work_dir`.
 
     Raises:
@@ -31,7 +33,7 @@ def read_metrics(work_dir: Path) -> Dict[str, float]:
     return json.loads(files[-1].read_text())
 
 
-def summarise(metrics: Mapping[str, float]) -> Summary:
+def summarise(metrics: Mapping[str, Figure]) -> Summary:
     """The figures of one model, fractions of one (errors in their own units).
 
     Args:
@@ -52,12 +54,12 @@ def summarise(metrics: Mapping[str, float]) -> Summary:
     return summary
 
 
-def _by_class(metrics: Mapping[str, float], pattern: str) -> Dict[str, float]:
+def _by_class(metrics: Mapping[str, Figure], pattern: str) -> Dict[str, Figure]:
     matches = ((re.fullmatch(pattern, key), value) for key, value in metrics.items())
     return {match.group(1): value for match, value in matches if match}
 
 
-def rows_of(before: Summary, after: Summary) -> Iterator[Optional[Tuple[str, float, float]]]:
+def rows_of(before: Summary, after: Summary) -> Iterator[Optional[Tuple[str, Figure, Figure]]]:
     """The rows of the table (label, before, after); None stands for a line between groups."""
     for name in ('mAP', 'NDS', 'mIoU'):
         yield name, before[name], after[name]
@@ -67,7 +69,7 @@ def rows_of(before: Summary, after: Summary) -> Iterator[Optional[Tuple[str, flo
     for group in ('AP', 'IoU'):
         yield None
         for name, value in before[group].items():
-            yield f'{group} {name}', value, after[group].get(name, float('nan'))
+            yield f'{group} {name}', value, after[group].get(name)
 
 
 def make_table(before: Summary, after: Summary) -> Table:
@@ -82,5 +84,10 @@ def make_table(before: Summary, after: Summary) -> Table:
             table.add_section()
         else:
             label, old, new = row
-            table.add_row(label, f'{old:.4f}', f'{new:.4f}', f'{new - old:+.4f}')
+            change = None if old is None or new is None else new - old
+            table.add_row(label, _text(old), _text(new), _text(change, sign='+'))
     return table
+
+
+def _text(figure: Figure, *, sign: str = '') -> str:
+    return '-' if figure is None else f'{figure:{sign}.4f}'
