@@ -16,7 +16,7 @@ ERRORS = {'mATE': 'translation, m', 'mASE': 'scale, 1 - IoU', 'mAOE': 'orientati
 """The five true-positive errors (lower is better) and what they measure."""
 
 Summary = Dict[str, Any]
-"""`mAP`, `NDS`, `mIoU`, the errors, and by class `AP` and `IoU`; None where a figure is undefined."""
+"""`mAP`, `NDS`, `mIoU`, the errors, and by class `AP` and `IoU`; an undefined figure is None."""
 
 Figure = Optional[float]
 
