@@ -1,12 +1,16 @@
 """The camera against plain projection: masks, occlusion, paint, light."""
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from bevfusion_enhanced.synthetic import camera, rig, shading
+from bevfusion_enhanced.synthetic import camera, dataset, rig, shading
 from bevfusion_enhanced.synthetic.light import daylight, night
+from bevfusion_enhanced.synthetic.plan import plan_scenes
+from bevfusion_enhanced.synthetic.recorder import scene_light, seconds
 from bevfusion_enhanced.synthetic.scene import CLASSES, SCENERY, Ground, Material, Snapshot
 
 DAY = daylight(azimuth=0.7, elevation=0.8)
@@ -248,3 +252,71 @@ def test_distant_box_sinks_in_haze():
     near, far = (shoot(snapshot([[x, 50, 5, 1, 60, 10, 0]], [4], [[30, 30, 30]]))
                  for x in (65, 250))
     assert far.rgb[far.box_index == 0].mean() > near.rgb[near.box_index == 0].mean() + 30
+
+
+def load_tables(root):
+    return {name: {record['token']: record for record in
+                   json.loads((root / 'v1.0-mini' / f'{name}.json').read_text())}
+            for name in ('sample', 'sample_data', 'sample_annotation', 'ego_pose', 'scene',
+                         'calibrated_sensor')}
+
+
+def rigid(record):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_quat(np.roll(record['rotation'], -1)).as_matrix()
+    matrix[:3, 3] = record['translation']
+    return matrix
+
+
+def annotated_box(record):
+    width, length, height = record['size']
+    yaw = Rotation.from_quat(np.roll(record['rotation'], -1)).as_euler('ZYX')[0]
+    return np.array([*record['translation'], length, width, height, yaw])
+
+
+def table_sensor(record, shot):
+    return rig.Sensor(name='', translation=record['translation'], rotation=record['rotation'],
+                      intrinsic=np.array(record['camera_intrinsic']), time_offset=0,
+                      width=shot['width'], height=shot['height'])
+
+
+def test_annotated_cars_cover_their_pixels_in_the_dataset(tiny_dataset):
+    """Hulls from the tables alone, pixels from a picture that equals the stored one."""
+    manifest = json.loads((tiny_dataset / dataset.MANIFEST).read_text())
+    settings = dataset.Settings(**{f.name: manifest[f.name] for f in fields(dataset.Settings)})
+    plan = next(plan for plan in plan_scenes(settings.scenes) if not plan.is_night)
+    traffic = dataset._simulate((plan, settings))
+    ground = dataset._town(plan.location, settings.seed).ground
+    tables, overlaps = load_tables(tiny_dataset), []
+    for shot in tables['sample_data'].values():
+        sample = tables['sample'][shot['sample_token']]
+        if shot['height'] == 0 or tables['scene'][sample['scene_token']]['name'] != plan.name:
+            continue
+        sensor = table_sensor(tables['calibrated_sensor'][shot['calibrated_sensor_token']], shot)
+        cam2global = rigid(tables['ego_pose'][shot['ego_pose_token']]) @ sensor.sensor2ego
+        world = traffic.snapshot(seconds(plan, shot['timestamp']))
+        image = camera.render(snapshot=world, ground=ground, cam2global=cam2global,
+                              intrinsic=sensor.intrinsic, width=sensor.width,
+                              height=sensor.height, light=scene_light(plan, settings.seed),
+                              rng=np.random.default_rng(0))
+        stored = cv2.imread(str(tiny_dataset / shot['filename']))[..., ::-1]
+        assert np.abs(stored.astype(int) - image.rgb).mean() < 8
+        boxes = [annotated_box(record) for record in tables['sample_annotation'].values()
+                 if record['sample_token'] == sample['token']]
+        centres = traffic.snapshot(seconds(plan, sample['timestamp'])).boxes[:, :3]
+        overlaps += overlaps_of_near_cars(boxes, centres, world, image, cam2global, sensor)
+    assert len(overlaps) >= 3
+    assert min(overlaps) > 0.7
+
+
+def overlaps_of_near_cars(annotated, centres, world, image, cam2global, sensor):
+    """IoU of hull and pixels of each unoccluded car within 20 m of the camera and all in front."""
+    overlaps = []
+    for box in annotated:
+        index = np.linalg.norm(centres - box[:3], axis=1).argmin()
+        depth = project(corners(box), cam2global, sensor.intrinsic)[1]
+        near = np.linalg.norm(box[:2] - cam2global[:2, 3]) < 20 and depth.min() > 0.5
+        whole = image.visible[index] == image.covered[index] > 40
+        if near and whole and world.class_ids[index] == CLASSES.index('car'):
+            overlaps.append(iou(image.box_index == index, hull_mask(box, cam2global, sensor)))
+    return overlaps

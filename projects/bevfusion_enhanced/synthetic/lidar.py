@@ -2,8 +2,8 @@
 
 Points are in the LIDAR_TOP frame of the instant of the scan (x right, y forward, z up; metres);
 the vehicle's motion during the turn is ignored. Rays fire column by column, all rings of one
-azimuth from the lowest up, with the azimuth falling (clockwise seen from above). Missing returns leave no
-point.
+azimuth from the lowest up, with the azimuth falling (clockwise seen from above). Missing returns
+leave no point.
 
 Every box is cast a margin smaller than it is, and noise never carries a return out of that smaller
 box. The ground is cast a little below z = 0 and noise never lifts it above. So a return of box k
