@@ -52,10 +52,11 @@ def bev_grid(xbound: Sequence[float], ybound: Sequence[float],
         ConfigError: a bound is not a whole number of steps.
     """
     bounds = dict(xbound=xbound, ybound=ybound, zbound=zbound)
+    steps = [_steps(name, bound) for name, bound in bounds.items()]
     return BEVGrid(
         dx=torch.tensor([float(b[2]) for b in bounds.values()]),
         bx=torch.tensor([b[0] + b[2] / 2.0 for b in bounds.values()]),
-        nx=torch.tensor([_steps(name, b) for name, b in bounds.items()]))
+        nx=torch.tensor(steps))
 
 
 def make_frustum(image_size: Tuple[int, int], feature_size: Tuple[int, int],
