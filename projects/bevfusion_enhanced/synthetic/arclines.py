@@ -10,7 +10,7 @@ from typing import Dict, List
 
 import numpy as np
 
-PIECE_POINTS = 3
+PIECE_POINTS = 2
 """Steps of the centreline (two metres at most, each) that one piece spans."""
 STRAIGHT_TURN = 1e-4
 """Turns smaller than this, in radians, are written as straight lines."""

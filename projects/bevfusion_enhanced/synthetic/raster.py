@@ -35,6 +35,7 @@ def draw_ground(*, size: Tuple[float, float], polygons: Dict[str, Sequence[Polyg
     labels = np.full((height, width), Material.TERRAIN, np.uint8)
     for layer, material in LAYERS:
         _paint(labels, polygons[layer], material)
+    _close_kerbs(labels)
     for layer, material, line_width in (
             ('lane_divider', Material.LANE_DIVIDER, LANE_DIVIDER_WIDTH),
             ('road_divider', Material.ROAD_DIVIDER, ROAD_DIVIDER_WIDTH)):
@@ -42,6 +43,15 @@ def draw_ground(*, size: Tuple[float, float], polygons: Dict[str, Sequence[Polyg
                                cap_style='flat')
         _paint(labels, bands, material)
     return Ground(labels=labels, resolution=RESOLUTION)
+
+
+def _close_kerbs(labels: np.ndarray) -> None:
+    """Makes walkway of the single terrain pixels that are left between a road and a walkway."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    paved = np.isin(labels, DRIVABLE).astype(np.uint8)
+    walkway = (labels == Material.WALKWAY).astype(np.uint8)
+    between = cv2.dilate(paved, cross) & cv2.dilate(walkway, cross)
+    labels[(between > 0) & (labels == Material.TERRAIN)] = Material.WALKWAY
 
 
 def _paint(labels: np.ndarray, polygons: Iterable[Polygon], material: Material) -> None:

@@ -48,18 +48,19 @@ def build_town(*, location: str, seed: int) -> Town:
     areas = tuple(junction_area(junction) for junction in junctions)
     paved = _paved(layout, junctions, areas)
     street = _street(layout, junctions, paved)
-    streets = street.buffer(WALKWAY_WIDTH)
+    streets = shapely.simplify(street.buffer(WALKWAY_WIDTH), 0.03)
     car_parks = make_car_parks(rngs[2], layout=layout, junctions=junctions, crossings=crossings,
                                streets=streets, share=CAR_PARK_SHARE)
     bays = make_bays(layout=layout, junctions=junctions, crossings=crossings, car_parks=car_parks)
-    drivable = unary_union([paved, *(bay.area for bay in bays),
-                            *(area for lot in car_parks for area in (lot.driveway, lot.area))])
+    drivable = tidy(unary_union([
+        paved, *(bay.area for bay in bays),
+        *(area for lot in car_parks for area in (lot.driveway, lot.area))]))
     lanes = make_lanes(layout, junctions)
     polygons = {
-        'drivable_area': tidy(drivable),
+        'drivable_area': drivable,
         **_road_layers(layout, junctions, areas, lanes),
         'ped_crossing': _tidy_all([crossing.area for crossing in crossings]),
-        'walkway': _walkways(layout, junctions, streets.difference(drivable)),
+        'walkway': _walkways(layout, junctions, streets.difference(unary_union(drivable))),
         'stop_line': _tidy_all(make_stop_lines(junctions, crossings)),
         'carpark_area': _tidy_all([lot.area for lot in car_parks])}
     lines = make_dividers(layout, junctions, crossings)
@@ -69,7 +70,7 @@ def build_town(*, location: str, seed: int) -> Town:
         ground=draw_ground(size=layout.size, polygons=polygons, lines=lines),
         walk_paths=_walk_paths(street), crossing_paths=tuple(c.path for c in crossings),
         parking_spots=np.concatenate([part.spots for part in (*car_parks, *bays)]),
-        buildings=make_buildings(rngs[3], land=land, taken=unary_union([drivable, streets])))
+        buildings=make_buildings(rngs[3], land=land, taken=unary_union([*drivable, streets])))
 
 
 def _paved(layout: Layout, junctions: Tuple[Junction, ...], areas: Tuple[Polygon, ...]) -> Polygon:
@@ -116,7 +117,8 @@ def _walkways(layout: Layout, junctions: Tuple[Junction, ...],
               area: shapely.Geometry) -> Tuple[Polygon, ...]:
     """The walkways in pieces without holes: along each road, and around each corner.
 
-    A ring around a block would erase, as a hole, what lies inside it when masks are drawn.
+    A ring around a block would erase, as a hole, what lies inside it when masks are drawn. The
+    pieces keep the vertices of the kerb, so no gap opens between road and walkway.
     """
     pieces, rest = [], area
     for road in layout.roads:
@@ -124,7 +126,7 @@ def _walkways(layout: Layout, junctions: Tuple[Junction, ...],
         along = road.strip(*lane_span(road, junctions), -reach[0], reach[1])
         pieces.append(area.intersection(along))
         rest = rest.difference(along)
-    return _tidy_all([*pieces, rest])
+    return tuple(part for piece in [*pieces, rest] for part in tidy(piece, tolerance=0.0))
 
 
 def _walk_paths(street: Polygon) -> Tuple[np.ndarray, ...]:
