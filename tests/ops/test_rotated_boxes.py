@@ -99,7 +99,8 @@ def test_boxes_without_area_overlap_nothing(broken):
         iou = ops.box_iou_rotated(boxes, boxes, mode=mode)
         torch.testing.assert_close(iou[:2, :2], ops.box_iou_rotated(good, good, mode=mode))
         assert (iou[2] == 0).all() and (iou[:, 2] == 0).all()
-    assert ops.nms_rotated(boxes, torch.tensor([0.1, 0.2, 0.3]), iou_threshold=0.0).tolist() == [2, 1]
+    kept = ops.nms_rotated(boxes, torch.tensor([0.1, 0.2, 0.3]), iou_threshold=0.0)
+    assert kept.tolist() == [2, 1]
 
 
 def test_flat_boxes_have_no_volume():

@@ -1,10 +1,10 @@
 """Overlap, suppression and containment of boxes that are rotated about the vertical axis.
 
-Convention: right-handed frame, x and y on the ground in metres, z up; yaw in radians turns x towards
-y, and dx is the extent along the box's own x at yaw 0. A ground box is (x, y, dx, dy, yaw) with its
-centre; a 3D box is (x, y, z, dx, dy, dz, yaw) with z at its bottom. All overlaps are computed in
-float64 and returned in the dtype of the input. A box with an extent that is zero, negative or not
-finite covers nothing: it overlaps no box and holds no point.
+Convention: right-handed frame, x and y on the ground in metres, z up; yaw in radians turns x to y,
+and dx is the extent along the x axis of the box, which is that of the frame at yaw 0. A ground box
+is (x, y, dx, dy, yaw) about its centre; a 3D box is (x, y, z, dx, dy, dz, yaw) with z at its bottom.
+All overlaps are computed in float64 and returned in the dtype of the input. A box with an extent
+that is zero, negative or not finite covers nothing: it overlaps no box and holds no point.
 
 Shapes: N and M boxes, K pairs, P points, T boxes that points are compared with.
 """
