@@ -63,6 +63,9 @@ def render(*, snapshot: Snapshot, ground: Ground, cam2global: np.ndarray, intrin
         intrinsic: (3, 3) pinhole matrix for an image of this width and height.
         light: Sun, sky and lamps.
         rng: Source of the sensor noise; the only randomness.
+
+    Returns:
+        The picture, what each pixel shows, and how much of each box is in sight.
     """
     view = _View(cam2global=cam2global, intrinsic=intrinsic, width=width, height=height)
     depth, surface, covered = _draw_boxes(snapshot.boxes, view)
@@ -71,16 +74,17 @@ def render(*, snapshot: Snapshot, ground: Ground, cam2global: np.ndarray, intrin
     rgb = np.empty((3, height * width), np.float32)
     pixels = np.flatnonzero(surface == SKY)
     depth[pixels] = 0
-    _set(rgb, pixels, shading.sky(view.rays(pixels), light))
+    _set(rgb, pixels, shading.sky_colours(view.rays(pixels), light))
     pixels = np.flatnonzero(surface == GROUND)
     depth[pixels] = -view.origin[2] / view.rays(pixels)[2]
-    looks = [shading.ground(ground, view.origin, view.rays(pixels, shift), shadowed[pixels], light)
+    looks = [shading.ground_colours(ground, view.origin, view.rays(pixels, shift),
+                                    shadowed[pixels], light)
              for shift in (-0.25, 0.25)]  # two places in a pixel smooth the edges of thin lines
     _set(rgb, pixels, (looks[0] + looks[1]) / 2)
     pixels = np.flatnonzero(surface >= 0)
     box = surface[pixels]
     where = view.on_boxes(snapshot.boxes, box, pixels, depth[pixels])
-    _set(rgb, pixels, shading.boxes(snapshot, box, where, depth[pixels], light))
+    _set(rgb, pixels, shading.box_colours(snapshot, box, where, depth[pixels], light))
     shading.add_haze(rgb, depth, light)
     _add_noise(rgb, light.noise, rng)
     visible = np.bincount(box, minlength=len(snapshot.boxes))

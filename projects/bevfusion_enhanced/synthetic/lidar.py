@@ -214,7 +214,8 @@ def _returned(directions: np.ndarray, hits: _Hits, rng: np.random.Generator) -> 
     reach = np.where(hits.surface == _GROUND, _GROUND_REACH, 1.3 * MAX_RANGE)
     with np.errstate(over='ignore'):
         kept = (1 - DROP_OUT) * np.exp(-(np.minimum(hits.first, 1e3) / reach) ** 4)
-    return (hits.first < MAX_RANGE) & (rng.random(len(directions), np.float32) < kept)
+    in_range = hits.first < MAX_RANGE - 5 * RANGE_NOISE
+    return in_range & (rng.random(len(directions), np.float32) < kept)
 
 
 def _intensity(snapshot: Snapshot, ground: Ground, lidar2global: np.ndarray, xyz: np.ndarray,

@@ -37,8 +37,8 @@ _SHADOW = _F(0.5)
 _FACE_NORMALS = np.kron(np.eye(3), [[-1.0], [1.0]])
 
 
-def ground(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.ndarray,
-           light: Light) -> np.ndarray:
+def ground_colours(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.ndarray,
+                   light: Light) -> np.ndarray:
     """Colours (3, N) where falling rays meet the plane z = 0.
 
     Args:
@@ -59,7 +59,7 @@ def ground(ground: Ground, origin: np.ndarray, rays: np.ndarray, shadowed: np.nd
     return np.take(MATERIAL_COLOURS.T, material, axis=1) * factor
 
 
-def sky(rays: np.ndarray, light: Light) -> np.ndarray:
+def sky_colours(rays: np.ndarray, light: Light) -> np.ndarray:
     """Colours (3, N) of rays (3, N) that meet nothing: a gradient with faint clouds."""
     steepness = rays[2] / np.sqrt(np.square(rays).sum(0))
     blend = np.sqrt(np.clip(steepness, 0, 1))
@@ -69,8 +69,8 @@ def sky(rays: np.ndarray, light: Light) -> np.ndarray:
     return horizon + blend * (zenith - horizon)
 
 
-def boxes(snapshot: Snapshot, box: np.ndarray, where: np.ndarray, depth: np.ndarray,
-          light: Light) -> np.ndarray:
+def box_colours(snapshot: Snapshot, box: np.ndarray, where: np.ndarray, depth: np.ndarray,
+                light: Light) -> np.ndarray:
     """Colours (3, N) where rays meet boxes.
 
     Args:
