@@ -26,3 +26,15 @@ def repo() -> Path:
 @pytest.fixture(scope='session')
 def shared() -> Path:
     return SHARED
+
+
+@pytest.fixture(scope='session')
+def mini_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a small simulated dataset (two scenes of four key frames) with its info files."""
+    from bevfusion_enhanced.datasets.nuscenes_infos import create_infos
+    from bevfusion_enhanced.synthetic.dataset import create_dataset
+    root = tmp_path_factory.mktemp('mini_nuscenes') / 'data'
+    create_dataset(out=root, scenes=2, keyframes=4, sweeps=2, image_scale=0.1, lidar_columns=128,
+                   workers=1)
+    create_infos(root_path=root, version='v1.0-mini')
+    return root

@@ -1,4 +1,5 @@
-"""Reading and writing info files: MMDetection3D's v2 form, `{'metainfo': {...}, 'data_list': [...]}`."""
+"""Reading and writing info files: MMDetection3D's v2 form, `{'metainfo': {...}, 'data_list':
+[...]}`."""
 import os
 import pickle
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Ground truth of the map task: a patch of nuScenes' vector map drawn on the BEV grid.
 
 Frames: global x east, y north, in metres; LiDAR x right, y forward. `lidar2global` maps the
-(augmented) LiDAR frame to the global frame. A mask is indexed [x, y]: index i runs along LiDAR x from
-`xbound[0]`, index j along LiDAR y from `ybound[0]`.
+(augmented) LiDAR frame to the global frame. A mask is indexed [x, y]: index i runs along LiDAR x
+from `xbound[0]`, index j along LiDAR y from `ybound[0]`.
 
 Raster rules are those of nuscenes-devkit's `get_map_mask`, so that scores compare with published
 ones: geometry is clipped to the patch, polygon vertices are rounded to pixels and both borders
@@ -62,7 +62,8 @@ def require_map_files(data_root: Union[str, Path], locations: Sequence[str]) -> 
     for location in locations:
         path = map_file(data_root, location)
         if not path.is_file():
-            raise DataError(f'no vector map of location {location!r}: {path} does not exist; unpack '
+            raise DataError(f'no vector map of location {location!r}: {path} does not exist; '
+                            'unpack '
                             "nuScenes' map expansion (v1.3) into maps/ of the dataset root")
 
 
@@ -125,8 +126,8 @@ def _lines(token_lists: Sequence[Sequence[str]],
 def bev_pose(lidar2global: np.ndarray, lidar_aug_matrix: np.ndarray) -> np.ndarray:
     """The (2, 3) affine map from the augmented LiDAR plane to the global plane.
 
-    The sensor's small roll and pitch are dropped as the original BEVFusion does: the axis x keeps its
-    heading, lengths are those of the augmentation, and a mirroring augmentation mirrors.
+    The sensor's small roll and pitch are dropped as the original BEVFusion does: the axis x keeps
+    its heading, lengths are those of the augmentation, and a mirroring augmentation mirrors.
 
     Args:
         lidar2global: (4, 4) of the key frame, before augmentation.

@@ -1,8 +1,9 @@
 """nuScenes for detection and map segmentation at once.
 
 Reads this project's info files and those of MMDetection3D's script. Boxes are in the LiDAR frame of
-the key frame (x right, y forward, z up; x, y, z of the bottom centre, dx, dy, dz, yaw, vx, vy; metres,
-radians, metres a second), labels index `metainfo['classes']`. `a2b` maps column vectors from a to b.
+the key frame (x right, y forward, z up; x, y, z of the bottom centre, dx, dy, dz, yaw, vx, vy;
+metres, radians, metres a second), labels index `metainfo['classes']`. `a2b` maps column vectors
+from a to b.
 
 Shapes: M boxes of a sample.
 """
@@ -36,15 +37,16 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         data_root: Root of the dataset; relative paths below start here.
         ann_file: Info file.
         pipeline: Transforms.
-        metainfo: `classes` (default: all ten), `map_classes` (default: no map task); `version` is read
-            from the info file.
+        metainfo: `classes` (default: all ten), `map_classes` (default: no map task); `version` is
+            read from the info file.
         data_prefix: Folders of the files of LiDAR key frames (`pts`), sweeps (`sweeps`) and each
             camera (or `img` for all of them).
         modality: use_camera, use_lidar; both by default.
         use_valid_flag: Keep boxes with any LiDAR or radar point, as the official evaluation does;
             else those with a LiDAR point.
         with_velocity: Boxes have velocities.
-        filter_empty_gt: In training, replace samples without boxes; such samples still teach the map.
+        filter_empty_gt: In training, replace samples without boxes; such samples still teach the
+            map.
         test_mode: Samples are for evaluation.
         load_eval_anns: Boxes are available in `test_mode` too.
         indices: Use only these samples, or the first so many.
@@ -66,9 +68,9 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
     def __init__(self, *, data_root: str, ann_file: str,
                  pipeline: Sequence[Union[dict, Callable]] = (), metainfo: Optional[dict] = None,
                  data_prefix: Optional[dict] = None, modality: Optional[dict] = None,
-                 use_valid_flag: bool = True, with_velocity: bool = True, box_type_3d: str = 'LiDAR',
-                 filter_empty_gt: bool = False, test_mode: bool = False,
-                 load_eval_anns: bool = True,
+                 use_valid_flag: bool = True, with_velocity: bool = True,
+                 box_type_3d: str = 'LiDAR', filter_empty_gt: bool = False,
+                 test_mode: bool = False, load_eval_anns: bool = True,
                  indices: Optional[Union[int, Sequence[int]]] = None, serialize_data: bool = True,
                  lazy_init: bool = False, max_refetch: int = 1000,
                  backend_args: Optional[dict] = None) -> None:
@@ -77,11 +79,12 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         _check_names(metainfo)
         _check_modality(modality)
         if not osp.isdir(data_root):
-            raise DataError(f'data_root {data_root!r} is not a folder; set it to the root of the dataset')
+            raise DataError(f'data_root {data_root!r} is not a folder; set it to the root of the '
+                            'dataset')
         super().__init__(
             data_root=data_root, ann_file=ann_file, pipeline=list(pipeline), metainfo=metainfo,
-            data_prefix=dict(DATA_PREFIX if data_prefix is None else data_prefix), modality=modality,
-            use_valid_flag=use_valid_flag, with_velocity=with_velocity, box_type_3d=box_type_3d,
+            data_prefix=dict(DATA_PREFIX if data_prefix is None else data_prefix),
+            modality=modality, use_valid_flag=use_valid_flag, with_velocity=with_velocity, box_type_3d=box_type_3d,
             filter_empty_gt=filter_empty_gt, test_mode=test_mode, load_eval_anns=load_eval_anns,
             indices=indices, serialize_data=serialize_data, lazy_init=lazy_init,
             max_refetch=max_refetch, backend_args=backend_args)
@@ -124,7 +127,8 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         for key, value in metainfo.items():
             self._metainfo.setdefault(key, value)
         if self._metainfo['version'] != metainfo['version']:
-            raise DataError(f'info file {self.ann_file} is of {metainfo["version"]}, metainfo.version '
+            raise DataError(f'info file {self.ann_file} is of {metainfo["version"]}, '
+                            'metainfo.version '
                             f'says {self._metainfo["version"]}; leave version out')
 
     def _scenes(self, infos: Sequence[dict]) -> List[dict]:
@@ -135,7 +139,8 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             scenes = scenes_of_samples(self.data_root, self._metainfo['version'])
             return [scenes[info['token']] for info in infos]
         except (DataError, KeyError) as error:
-            raise DataError(f'info file {self.ann_file} has no map locations and they are not in the '
+            raise DataError(f'info file {self.ann_file} has no map locations and they are not in '
+                            'the '
                             f'tables ({error}); {RECREATE}') from None
 
     def _check_files(self, sample: dict) -> None:
@@ -144,13 +149,15 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         files += [view['img_path'] for view in sample.get('images', {}).values()]
         missing = [path for path in files if not osp.isfile(path)]
         if missing:
-            raise DataError(f'sample {sample["token"]}: {missing[0]} does not exist; check data_root '
+            raise DataError(f'sample {sample["token"]}: {missing[0]} does not exist; check '
+                            'data_root '
                             'and data_prefix')
         if self._metainfo.get('map_classes'):
             require_map_files(self.data_root, [sample['location']])
 
     def parse_data_info(self, info: dict) -> dict:
-        """A sample as the pipeline takes it: paths joined, lists as arrays, boxes as box structures."""
+        """A sample as the pipeline takes it: paths joined, lists as arrays, boxes as box
+        structures."""
         lidar = info['lidar_points']
         path = osp.join(self.data_prefix.get('pts', ''), lidar['lidar_path'])
         sample = dict(
@@ -245,7 +252,8 @@ def _check_names(metainfo: dict) -> None:
 def _check_modality(modality: dict) -> None:
     unknown = [key for key in modality if key not in _MODALITIES]
     if unknown or not any(modality.values()):
-        raise ConfigError(f'modality is {modality}; expected use_camera and use_lidar, at least one of '
+        raise ConfigError(f'modality is {modality}; expected use_camera and use_lidar, at least '
+                          'one of '
                           'them True')
     for key in _MODALITIES:
         modality.setdefault(key, False)

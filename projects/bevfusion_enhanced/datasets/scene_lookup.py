@@ -40,4 +40,5 @@ def scenes_of_samples(data_root: Union[str, Path], version: str) -> Dict[str, di
             prev=sample['prev'], next=sample['next'])
             for sample in read_table(data_root, version, 'sample')}
     except KeyError as error:
-        raise DataError(f'tables in {Path(data_root) / version}: no record or field {error}') from None
+        folder = Path(data_root) / version
+        raise DataError(f'tables in {folder}: no record or field {error}') from None

@@ -1,10 +1,11 @@
 """Pipeline transforms; importing registers them."""
-from bevfusion_enhanced.datasets.transforms.bev_augmentation import (BEVFusionGlobalRotScaleTrans,
-                                                                     BEVFusionRandomFlip3D)
+from bevfusion_enhanced.datasets.transforms.bev_augmentation import (
+                                                                     BEVFusionGlobalRotScaleTrans,
+                                                                     BEVFusionRandomFlip3D,
+)
 from bevfusion_enhanced.datasets.transforms.formatting import PackBEVFusionInputs
 from bevfusion_enhanced.datasets.transforms.image_augmentation import ImageAug3D
-from bevfusion_enhanced.datasets.transforms.loading import (LoadMultiViewImages,
-                                                            LoadPointsWithSweeps)
+from bevfusion_enhanced.datasets.transforms.loading import LoadMultiViewImages, LoadPointsWithSweeps
 from bevfusion_enhanced.datasets.transforms.map_masks import LoadBEVMapMasks
 
 __all__ = ['BEVFusionGlobalRotScaleTrans', 'BEVFusionRandomFlip3D', 'ImageAug3D', 'LoadBEVMapMasks',

@@ -1,9 +1,10 @@
-"""Augmentation of the 3D scene: one similarity of the LiDAR frame, applied to points and boxes alike.
+"""Augmentation of the 3D scene: one similarity of the LiDAR frame, applied to points and boxes
+alike.
 
 Frame: LiDAR x right, y forward, z up; metres and radians, yaw counter-clockwise from +x. Boxes are
 (x, y, z of the bottom centre, dx, dy, dz, yaw, vx, vy). `lidar_aug_matrix` (4, 4) maps the sensor's
-frame to the augmented one; every augmentation multiplies onto it from the left, and whatever is read
-afterwards (map masks, projections) follows the matrix.
+frame to the augmented one; every augmentation multiplies onto it from the left, and whatever is
+read afterwards (map masks, projections) follows the matrix.
 """
 from typing import Sequence, Union
 

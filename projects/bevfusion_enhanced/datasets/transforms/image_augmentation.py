@@ -1,8 +1,8 @@
 """Resize, crop, flip and rotation of camera images as one affine resample.
 
-Pixel coordinates are continuous, u right and v down: pixel (column 0, row 0) covers [0, 1) x [0, 1).
-`img_aug_matrix` maps homogeneous (u, v, ., 1) of the image file to the augmented image, and is what
-the resample uses, so it says exactly what was done.
+Pixel coordinates are continuous, u right and v down: pixel (column 0, row 0) covers [0, 1) x [0,
+1). `img_aug_matrix` maps homogeneous (u, v, ., 1) of the image file to the augmented image, and is
+what the resample uses, so it says exactly what was done.
 
 Shapes: N cameras, H and W of the augmented image.
 """
@@ -55,7 +55,8 @@ class ImageAug3D(BaseTransform):
 
     Args:
         final_dim: (height, width) of the result.
-        resize_lim: Range of the resize factor, relative to the image file; its middle in evaluation.
+        resize_lim: Range of the resize factor, relative to the image file; its middle in
+            evaluation.
         bot_pct_lim: Range of the share of the resized height that is cut off below.
         rot_lim: Range of the rotation, degrees.
         rand_flip: Mirror half of the images.
@@ -100,8 +101,9 @@ class ImageAug3D(BaseTransform):
             resize, bottom, across = np.mean(self.resize_lim), np.mean(self.bot_pct_lim), 0.5
             flip, rotate = False, 0.0
         else:
-            resize, bottom = np.random.uniform(*self.resize_lim), np.random.uniform(*self.bot_pct_lim)
-            across, rotate = np.random.uniform(), np.random.uniform(*self.rot_lim)
+            resize, bottom, rotate = (np.random.uniform(*limits) for limits in (
+                self.resize_lim, self.bot_pct_lim, self.rot_lim))
+            across = np.random.uniform()
             flip = self.rand_flip and np.random.rand() < 0.5
         left = int(across * max(0, int(width * resize) - self.final_dim[1]))
         top = int((1 - bottom) * int(height * resize)) - self.final_dim[0]

@@ -1,8 +1,8 @@
 """Reading a sample's sensor files: camera images and the LiDAR scan with its sweeps.
 
 Frames: LiDAR x right, y forward, z up, metres, at the key frame's time. Pixel coordinates are
-continuous, u right and v down: pixel (column 0, row 0) covers [0, 1) x [0, 1), as in the matrices of
-the original BEVFusion. `a2b` maps homogeneous column vectors from a to b.
+continuous, u right and v down: pixel (column 0, row 0) covers [0, 1) x [0, 1), as in the matrices
+of the original BEVFusion. `a2b` maps homogeneous column vectors from a to b.
 
 Shapes: N cameras, P points, H and W of an image.
 """
@@ -47,15 +47,17 @@ def _file_size(path: str, image: np.ndarray, reduction: int) -> Tuple[int, int]:
 class LoadMultiViewImages(BaseTransform):
     """Read the images of a sample and the matrices that go with them.
 
-    Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam; height and width where
+    Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam; height and width
+        where
     the info file has them), `token`. Added keys: `img` (list of N (H, W, 3) uint8 RGB), `img_path`,
-    `image_sizes` (N, 2: height and width of the files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`,
-    `cam2lidar`, `lidar2img` (of the files' pixels), `img_aug_matrix` (files' pixels to `img`'s).
+    `image_sizes` (N, 2: height and width of the files), and float32 (N, 4, 4) `cam2img`,
+    `lidar2cam`, `cam2lidar`, `lidar2img` (of the files' pixels), `img_aug_matrix` (files' pixels to
+    `img`'s).
 
     Args:
         cameras: Names of the cameras in the order of N; None takes all in the info file's order.
-        reduction: Decode at 1/reduction of the file's size (1, 2, 4 or 8), which costs a JPEG decoder
-            much less than to decode all and shrink. For images that are shrunk anyway.
+        reduction: Decode at 1/reduction of the file's size (1, 2, 4 or 8), which costs a JPEG
+            decoder much less than to decode all and shrink. For images that are shrunk anyway.
 
     Raises:
         ConfigError: An impossible reduction, or a camera that the info file does not have.
@@ -101,7 +103,8 @@ class LoadMultiViewImages(BaseTransform):
         flag = _JPEG_FLAGS[self.reduction] | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(data, flag) if data.size and not _cut_short(data) else None
         if image is None:
-            raise DataError(f'cannot decode the image of sample {sample}: {path} ({data.size} bytes)'
+            raise DataError(f'cannot decode the image of sample {sample}: {path} ({data.size} '
+                            'bytes)'
                             '; fetch the file again')
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
         return image
@@ -121,7 +124,8 @@ class LoadPointsWithSweeps(BaseTransform):
         use_dim: How many leading columns to keep.
         remove_close: Drop points of sweeps that are nearer than this to the sensor in both x and y,
             metres: the vehicle itself.
-        pad_empty_sweeps: Repeat the key frame where there is no sweep at all, as MMDetection3D does.
+        pad_empty_sweeps: Repeat the key frame where there is no sweep at all, as MMDetection3D
+            does.
         random_sweeps: Draw the sweeps at random instead of taking the newest (training only).
 
     Raises:
@@ -174,15 +178,16 @@ class LoadPointsWithSweeps(BaseTransform):
         return points
 
     def _far(self, points: np.ndarray) -> np.ndarray:
-        near = (np.abs(points[:, 0]) < self.remove_close) & (np.abs(points[:, 1]) < self.remove_close)
-        return points[~near]
+        return points[np.abs(points[:, :2]).max(axis=1) >= self.remove_close]
 
     def _read(self, path: str, sample: str) -> np.ndarray:
         values = _read_bytes(path, dtype=np.uint8, sample=sample, what='LiDAR scan')
         record = 4 * self.load_dim
         if values.size == 0:
-            raise DataError(f'the LiDAR scan of sample {sample} is empty: {path}; fetch the file again')
+            raise DataError(f'the LiDAR scan of sample {sample} is empty: {path}; fetch the file '
+                            'again')
         if values.size % record:
-            raise DataError(f'the LiDAR scan of sample {sample} is cut short: {path} has {values.size} '
+            raise DataError(f'the LiDAR scan of sample {sample} is cut short: {path} has '
+                            f'{values.size} '
                             f'bytes, no multiple of {record}; fetch the file again')
         return values.view('<f4').reshape(-1, self.load_dim)                       # (P, load_dim)

@@ -1,0 +1,191 @@
+"""Info files of nuScenes: what training and evaluation need of its tables, one entry a key frame.
+
+The form is MMDetection3D's v2, `{'metainfo': ..., 'data_list': [...]}`; `scene_reader.py` says what
+an entry holds.
+"""
+import json
+import multiprocessing
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
+
+from nuscenes import NuScenes
+from nuscenes.eval.detection.utils import category_to_detection_name
+from nuscenes.utils.splits import create_splits_scenes
+
+from bevfusion_enhanced.datasets.info_files import write_info_file
+from bevfusion_enhanced.datasets.scene_reader import SceneReader
+from bevfusion_enhanced.datasets.vocabulary import INFO_CLASSES
+from bevfusion_enhanced.errors import ConfigError, DataError
+from bevfusion_enhanced.progress import track
+
+OFFICIAL_SPLITS = {'v1.0-mini': {'train': 'mini_train', 'val': 'mini_val'},
+                   'v1.0-trainval': {'train': 'train', 'val': 'val'},
+                   'v1.0-test': {'test': 'test'}}
+TABLES = ('category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor',
+          'ego_pose', 'log', 'scene', 'sample', 'sample_data', 'sample_annotation', 'map')
+MAX_SWEEPS = 10
+
+
+class SplitInfos(NamedTuple):
+    """A written info file: its path, and how many key frames and scenes it holds."""
+    path: Path
+    samples: int
+    scenes: int
+
+
+def create_infos(*, root_path: Union[str, Path], version: str,
+                 out_dir: Optional[Union[str, Path]] = None, info_prefix: str = 'nuscenes',
+                 max_sweeps: int = MAX_SWEEPS, workers: int = 1,
+                 skip_incomplete_scenes: bool = False) -> Dict[str, SplitInfos]:
+    """Write `<info_prefix>_infos_<split>.pkl` for each split of a version.
+
+    Scenes of no split are left out; a split without scenes gives an info file without samples.
+
+    Args:
+        root_path: Root of the dataset.
+        version: Name of the folder of tables. Versions other than nuScenes' own bring their splits
+            in `splits.json` in that folder: {split: [scene names]}.
+        out_dir: Where to write; None is the root.
+        info_prefix: Start of the files' names.
+        max_sweeps: LiDAR sweeps that an entry lists at most.
+        workers: Number of processes.
+        skip_incomplete_scenes: Leave out scenes with missing sensor files, as of a partial
+            download.
+
+    Returns:
+        What was written, by split.
+
+    Raises:
+        ConfigError: A version without splits, or a number that is none.
+        DataError: A folder, table or sensor file is missing or broken; nothing is written then.
+    """
+    if workers < 1 or max_sweeps < 0:
+        raise ConfigError(f'workers {workers} must be at least 1, max_sweeps {max_sweeps} at least '
+                          '0')
+    root = Path(root_path)
+    database = open_database(root, version)
+    splits = read_splits(root, version)
+    wanted = {name for names in splits.values() for name in names}
+    scenes = [scene for scene in database.scene if scene['name'] in wanted]
+    if not scenes:
+        raise DataError(f'no scene of {root / version} is in its splits {list(splits)}; check '
+                        '--version')
+
+    reader = SceneReader(database, max_sweeps)
+    with _mapper(reader, workers) as in_parallel:
+        missing = _missing_files(scenes, in_parallel, skip_incomplete_scenes)
+        scenes = [scene for scene in scenes if not missing[scene['name']]]
+        infos = dict(zip((scene['name'] for scene in scenes),
+                         track(in_parallel(_read_scene, scenes), description='Key frames by scene',
+                               total=len(scenes))))
+    metainfo = dict(categories=_categories(database), dataset='nuscenes', version=version,
+                    info_version='1.1')
+    folder = root if out_dir is None else Path(out_dir)
+    return {split: _write_split(folder / f'{info_prefix}_infos_{split}.pkl', metainfo,
+                                [infos[name] for name in infos if name in names])
+            for split, names in splits.items()}
+
+
+def open_database(root: Path, version: str) -> NuScenes:
+    """The devkit's database.
+
+    Raises:
+        DataError: A folder or table is missing or broken.
+    """
+    folder = root / version
+    if not folder.is_dir():
+        known = sorted(path.name for path in root.glob('v*') if path.is_dir())
+        raise DataError(f'no tables: {folder} does not exist; ' + (
+            f'versions in {root}: {known}' if root.is_dir() else f'{root} is no folder either'))
+    absent = [name for name in TABLES if not (folder / f'{name}.json').is_file()]
+    if absent:
+        raise DataError(f'tables {absent} are missing in {folder}; unpack the metadata again')
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except (AssertionError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'cannot read the tables in {folder}: {type(error).__name__} '
+                        f'{" ".join(str(error).split())}') from None
+
+
+def read_splits(root: Path, version: str) -> Dict[str, Sequence[str]]:
+    """Scene names by split.
+
+    Raises:
+        ConfigError: The version has no official splits and no splits.json.
+        DataError: The splits.json is broken.
+    """
+    if version in OFFICIAL_SPLITS:
+        scenes = create_splits_scenes()
+        return {split: scenes[name] for split, name in OFFICIAL_SPLITS[version].items()}
+    path = root / version / 'splits.json'
+    if not path.is_file():
+        raise ConfigError(f'version {version!r} has no official splits (these have: '
+                          f'{list(OFFICIAL_SPLITS)}); write yours to {path}: '
+                          '{"train": [scene names], "val": [...]}')
+    try:
+        splits = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f'{path} is no JSON: {error}') from None
+    if not (isinstance(splits, dict)
+            and all(isinstance(names, list) for names in splits.values())):
+        raise DataError(f'{path} must hold {{"train": [scene names], "val": [...]}}')
+    return splits
+
+
+def _categories(database: NuScenes) -> Dict[str, int]:
+    """Class -> label; what is no detection class, under nuScenes' own name, -> -1."""
+    ignored = {record['name']: -1 for record in database.category
+               if category_to_detection_name(record['name']) is None}
+    return {**{name: label for label, name in enumerate(INFO_CLASSES)}, **ignored}
+
+
+def _missing_files(scenes: Sequence[dict], in_parallel: Callable,
+                   skip_incomplete: bool) -> Dict[str, List[str]]:
+    """Missing files by scene name, checked before anything is computed."""
+    missing = dict(zip((scene['name'] for scene in scenes),
+                       track(in_parallel(_missing_of_scene, scenes), description='Files by scene',
+                             total=len(scenes))))
+    lost = [path for paths in missing.values() for path in paths]
+    complete = sum(not paths for paths in missing.values())
+    if lost and not (skip_incomplete and complete):
+        raise DataError(f'{len(lost)} sensor files of {len(scenes) - complete} of {len(scenes)} '
+                        'scenes '
+                        f'are missing, the first is {lost[0]}; fetch them, or leave such scenes '
+                        'out '
+                        'with --skip-incomplete-scenes')
+    return missing
+
+
+def _write_split(path: Path, metainfo: dict, scenes: Sequence[List[dict]]) -> SplitInfos:
+    infos = [{'sample_idx': index, **info}
+             for index, info in enumerate(info for scene in scenes for info in scene)]
+    write_info_file({'metainfo': metainfo, 'data_list': infos}, path)
+    return SplitInfos(path, len(infos), len(scenes))
+
+
+_READER: List[SceneReader] = []
+"""The reader of this process; forked processes inherit it instead of receiving the tables."""
+
+
+@contextmanager
+def _mapper(reader: SceneReader, workers: int) -> Iterator[Callable[..., Iterable]]:
+    """A `map` that keeps the order; in `workers` processes where processes can be forked."""
+    _READER[:] = [reader]
+    try:
+        if workers == 1 or sys.platform != 'linux':
+            yield map
+        else:
+            with multiprocessing.get_context('fork').Pool(workers) as pool:
+                yield pool.imap
+    finally:
+        _READER.clear()
+
+
+def _read_scene(scene: dict) -> List[dict]:
+    return _READER[0].scene(scene)
+
+
+def _missing_of_scene(scene: dict) -> List[str]:
+    return _READER[0].missing_files(scene)
