@@ -165,11 +165,15 @@ def _record(root: Path, settings: Settings, plans: Sequence[ScenePlan],
     return [tuple(seen[first:first + count]) for first in range(0, len(seen), count)]
 
 
-def _simulate(job: Tuple[ScenePlan, Settings]) -> Traffic:
-    plan, settings = job
+def simulate_scene(*, plan: ScenePlan, settings: Settings) -> Traffic:
+    """The traffic of one scene of the dataset with these settings."""
     duration = (settings.keyframes - 1) * KEYFRAME_INTERVAL_US * 1e-6
     return simulate(town=_town(plan.location, settings.seed), duration=duration,
                     seed=zlib.crc32(f'{settings.seed}/{plan.name}'.encode()))
+
+
+def _simulate(job: Tuple[ScenePlan, Settings]) -> Traffic:
+    return simulate_scene(plan=job[0], settings=job[1])
 
 
 def _record_keyframe(job: Tuple[Recorder, ScenePlan, Traffic, int]) -> Observation:

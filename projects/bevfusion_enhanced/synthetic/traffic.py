@@ -40,16 +40,16 @@ class Target(NamedTuple):
 
 
 TARGETS: Tuple[Target, ...] = (
-    Target('construction_vehicle', 2, 40.0, (works, works, works, in_car_park)),
-    Target('barrier', 6, 28.0, (works,)),
-    Target('traffic_cone', 6, 28.0, (works,)),
+    Target('construction_vehicle', 3, 40.0, (works, works, works, in_car_park)),
+    Target('barrier', 8, 28.0, (works,)),
+    Target('traffic_cone', 8, 28.0, (works,)),
     Target('trailer', 3, 42.0, (at_kerb, in_car_park, towing)),
     Target('bus', 3, 42.0, (at_kerb, driving, driving)),
     Target('truck', 4, 42.0, (at_kerb, in_car_park, driving)),
-    Target('motorcycle', 4, 36.0, (parked_cycles, driving, driving)),
-    Target('bicycle', 4, 36.0, (parked_cycles, driving, driving)),
-    Target('car', 18, 45.0, (parked, parked, driving)),
-    Target('pedestrian', 13, 36.0, (walking, walking, crossing, standing)),
+    Target('motorcycle', 5, 36.0, (parked_cycles, driving, driving)),
+    Target('bicycle', 5, 36.0, (parked_cycles, driving, driving)),
+    Target('car', 20, 45.0, (parked, parked, driving, at_kerb)),
+    Target('pedestrian', 15, 36.0, (walking, walking, crossing, standing)),
 )
 """In the order of placing: what needs much room first."""
 
