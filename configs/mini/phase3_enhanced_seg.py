@@ -1,0 +1,102 @@
+# phase3_enhanced_seg at toy sizes over the synthetic dataset: everything that differs is a size, or
+# follows from one (the learning rate from the batch, the warm-up from the number of iterations).
+_base_ = '../phase3_enhanced_seg.py'
+
+data_root = 'data/synthetic/'
+version = 'v1.0-mini'
+point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
+voxel_size = [0.2, 0.2, 0.2]
+grid_size = [512, 512, 41]  # (51.2 + 51.2) / 0.2, (5 + 3) / 0.2 + 1
+image_size = [64, 176]
+map_bound = [-50.0, 50.0, 1.0]  # 100 x 100 cells of one metre
+bev_channels = 128  # 64 + 64
+
+# ---- model
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=16),  # 176 is no multiple of 32
+    encoders=dict(
+        camera=dict(
+            backbone=dict(
+                embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], drop_path_rate=0.0),
+            neck=dict(in_channels=[48, 96, 192], out_channels=64),
+            vtransform=dict(
+                in_channels=64,
+                out_channels=32,
+                image_size=image_size,
+                feature_size=[8, 22],
+                xbound=[-51.2, 51.2, 0.8],
+                ybound=[-51.2, 51.2, 0.8],
+                dbound=[1.0, 60.0, 1.0])),
+        lidar=dict(
+            voxelize=dict(
+                point_cloud_range=point_cloud_range,
+                voxel_size=voxel_size,
+                max_voxels=[40000, 40000]),
+            backbone=dict(
+                sparse_shape=grid_size,
+                base_channels=8,
+                encoder_channels=((8, 8, 16), (16, 16, 32), (32, 32, 32), (32, 32)),
+                output_channels=32))),
+    fuser=dict(in_channels=[32, 64], out_channels=64),
+    decoder=dict(
+        backbone=dict(in_channels=64, out_channels=[64, 96], layer_nums=[2, 3]),
+        neck=dict(in_channels=[64, 96], out_channels=[64, 64])),
+    heads=dict(
+        object=dict(
+            num_proposals=100,
+            in_channels=bev_channels,
+            hidden_channel=64,
+            decoder_layer=dict(
+                self_attn_cfg=dict(embed_dims=64, num_heads=4),
+                cross_attn_cfg=dict(embed_dims=64, num_heads=4),
+                ffn_cfg=dict(embed_dims=64, feedforward_channels=128),
+                pos_encoding_cfg=dict(num_pos_feats=64)),
+            train_cfg=dict(
+                point_cloud_range=point_cloud_range, grid_size=grid_size, voxel_size=voxel_size),
+            test_cfg=dict(
+                grid_size=grid_size, voxel_size=voxel_size[:2], pc_range=point_cloud_range[:2]),
+            bbox_coder=dict(pc_range=point_cloud_range[:2], voxel_size=voxel_size[:2])),
+        map=dict(
+            in_channels=bev_channels,
+            grid_transform=dict(
+                input_scope=[[-51.2, 51.2, 1.6], [-51.2, 51.2, 1.6]],
+                output_scope=[map_bound, map_bound]),
+            decoder_channels=[64, 64, 32, 32])))
+
+# ---- data
+metainfo = dict(version=version)
+sizes = dict(
+    LoadPointsWithSweeps=dict(sweeps_num=2),
+    LoadBEVMapMasks=dict(data_root=data_root, xbound=map_bound, ybound=map_bound),
+    PointsRangeFilter=dict(point_cloud_range=point_cloud_range),
+    ObjectRangeFilter=dict(point_cloud_range=point_cloud_range))
+train_sizes = dict(sizes, ImageAug3D=dict(final_dim=image_size, resize_lim=[0.42, 0.50]))
+test_sizes = dict(sizes, ImageAug3D=dict(final_dim=image_size, resize_lim=[0.44, 0.44]))
+train_pipeline = [dict(step, **train_sizes.get(step['type'], {})) for step in _base_.train_pipeline]
+test_pipeline = [dict(step, **test_sizes.get(step['type'], {})) for step in _base_.test_pipeline]
+
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
+val_dataloader = dict(
+    num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = [
+    dict(_base_.val_evaluator[0], data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl'),
+    _base_.val_evaluator[1],
+]
+test_evaluator = val_evaluator
+
+# ---- schedule
+max_epochs = 5
+lr = 2e-3
+warmup_iters = 20
+optim_wrapper = dict(optimizer=dict(lr=lr))
+param_scheduler = [
+    dict(_base_.param_scheduler[0], end=warmup_iters),
+    dict(_base_.param_scheduler[1], T_max=max_epochs, end=max_epochs),
+]
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+default_hooks = dict(logger=dict(interval=10))
+log_processor = dict(window_size=10)
