@@ -66,6 +66,7 @@ def test_each_lane_and_road_has_its_polygons(town: Town) -> None:
 def test_successors_exist_and_join_smoothly(town: Town) -> None:
     for name, lane in town.lanes.items():
         assert name == lane.name and lane.successors
+        assert len(set(lane.successors)) == len(lane.successors)
         assert np.linalg.norm(np.diff(lane.centreline, axis=0), axis=1).max() <= 2.0 + 1e-9
         for successor in lane.successors:
             following = town.lanes[successor]

@@ -175,15 +175,16 @@ def _even(line: np.ndarray) -> np.ndarray:
 
 def _connectors(junction: Junction) -> List[Lane]:
     """The connectors of one junction: lane pairs (arriving, leaving) without U-turns."""
-    connectors = []
+    connectors: Dict[str, Lane] = {}
     for source, index, target, target_index in _allowed_turns(junction):
         before = _lane_name(source.road, source.arriving_side, index)
         after = _lane_name(target.road, -target.arriving_side, target_index)
         centreline = _connect(_approach(source, source.arriving_side, index),
                               _approach(target, -target.arriving_side, target_index)[::-1])
-        connectors.append(Lane(name=f'{before}>{after}', width=LANE_WIDTH, is_connector=True,
-                               centreline=centreline, successors=(after,)))
-    return connectors
+        name = f'{before}>{after}'
+        connectors[name] = Lane(name=name, width=LANE_WIDTH, is_connector=True,
+                                centreline=centreline, successors=(after,))
+    return list(connectors.values())
 
 
 def _approach(arm: Arm, side: int, index: int) -> np.ndarray:
@@ -199,7 +200,8 @@ Turn = Tuple[Arm, int, Arm, int]
 def _allowed_turns(junction: Junction) -> List[Turn]:
     """Straight on lane by lane; left from and into the inner lanes, right the outer ones.
 
-    A lane that would lead nowhere, or that nothing would lead into, is joined to all other arms.
+    A single lane may turn into every lane of another arm. A lane that would lead nowhere, or that
+    nothing would lead into, is joined to all other arms. A turn may occur twice.
     """
     arms = junction.arms
     turns: List[Turn] = []
@@ -209,6 +211,8 @@ def _allowed_turns(junction: Junction) -> List[Turn]:
         if abs(angle) < STRAIGHT_LIMIT:
             turns += [(source, min(i, last), target, min(i, last_target))
                       for i in range(max(last, last_target) + 1)]
+        elif last == 0:
+            turns += [(source, 0, target, i) for i in range(last_target + 1)]
         else:
             turns.append((source, 0, target, 0) if angle > 0.0
                          else (source, last, target, last_target))
