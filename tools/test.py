@@ -11,7 +11,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('config', metavar='CONFIG', help='config that the checkpoint belongs to')
     parser.add_argument('checkpoint', metavar='CKPT', help='checkpoint file')
     parser.add_argument('--work-dir', metavar='DIR',
-                        help='folder of the results; by default test/ in the folder of the training')
+                        help='folder of the results; by default test/ in that of the training')
     parser.add_argument('--show-dir', metavar='DIR', help='draw a few samples into this folder')
     parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action='extend',
                         default=[], help='change settings of the config')

@@ -1,14 +1,19 @@
 """The fingerprint sees structure and class order, and nothing else."""
 import torch
 
-from bevfusion_enhanced.checkpoints.fingerprint import (architecture_hash, class_lists_of,
-                                                        explain_change, make_fingerprint)
+from bevfusion_enhanced.checkpoints.fingerprint import (
+    architecture_hash,
+    class_lists_of,
+    explain_change,
+    make_fingerprint,
+)
 from bevfusion_enhanced.checkpoints.matching import match
 
 
 def test_hash_depends_on_names_and_shapes_alone():
     first = {'a': torch.zeros(2, 3), 'b': torch.zeros(1)}
-    assert architecture_hash(first) == architecture_hash({'b': torch.ones(1), 'a': torch.ones(2, 3)})
+    reordered = {'b': torch.ones(1), 'a': torch.ones(2, 3)}
+    assert architecture_hash(first) == architecture_hash(reordered)
     assert architecture_hash(first) != architecture_hash({'a': torch.zeros(3, 2), 'b': first['b']})
     assert architecture_hash(first) != architecture_hash({'a': first['a'], 'c': first['b']})
 

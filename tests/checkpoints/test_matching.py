@@ -5,8 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from bevfusion_enhanced.checkpoints.matching import (collapse, combine, fill, match, module_of,
-                                                     require_complete, require_related)
+from bevfusion_enhanced.checkpoints.matching import (
+    collapse,
+    combine,
+    fill,
+    match,
+    module_of,
+    require_complete,
+    require_related,
+)
 from bevfusion_enhanced.checkpoints.state_dict import weights_of
 from bevfusion_enhanced.errors import CheckpointError
 

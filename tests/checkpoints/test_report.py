@@ -8,7 +8,8 @@ from bevfusion_enhanced.checkpoints.matching import combine, match
 
 
 def example():
-    model = {'fuser.w': torch.ones(4), 'heads.map.w': torch.ones(2, 3), 'heads.map.b': torch.ones(2),
+    model = {'fuser.w': torch.ones(4),
+             'heads.map.w': torch.ones(2, 3), 'heads.map.b': torch.ones(2),
              'task_gca.object.fc.0.weight': torch.ones(128, 512),
              'task_gca.object.fc.2.weight': torch.ones(512, 128)}
     checkpoint = {'fuser.w': torch.ones(4), 'heads.map.w': torch.ones(5, 3),

@@ -13,8 +13,12 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
-from bevfusion_enhanced.checkpoints.storage import (read_checkpoint, verify_checkpoint, write_bytes,
-                                                    write_checkpoint)
+from bevfusion_enhanced.checkpoints.storage import (
+    read_checkpoint,
+    verify_checkpoint,
+    write_bytes,
+    write_checkpoint,
+)
 from bevfusion_enhanced.errors import CheckpointError
 
 

@@ -129,7 +129,7 @@ class LoadReport:
 
     def fresh_modules(self) -> List[ModuleSummary]:
         """Modules of the model of which at least one tensor is fresh."""
-        return [summary for summary in self.modules() if summary.missing[0] or summary.mismatched[0]]
+        return [module for module in self.modules() if module.missing[0] or module.mismatched[0]]
 
 
 def match(model: Mapping[str, Any], checkpoint: Mapping[str, Any], *,
@@ -242,8 +242,8 @@ def require_complete(report: LoadReport) -> None:
     more = f' and {len(names) - 4} more' if len(names) > 4 else ''
     raise CheckpointError(
         f'{" + ".join(report.sources)} does not fit this config: {len(report.fresh)} of '
-        f'{len(report.reused) + len(report.fresh)} tensors of the model are missing or have another '
-        f'shape ({", ".join(names[:4])}{more}); use the config that it was trained with')
+        f'{len(report.reused) + len(report.fresh)} tensors of the model are missing or have '
+        f'another shape ({", ".join(names[:4])}{more}); use the config that it was trained with')
 
 
 def collapse(keys: Sequence[str], *, present: Collection[str]) -> List[str]:

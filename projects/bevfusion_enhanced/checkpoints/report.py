@@ -105,7 +105,7 @@ def _fresh_line(summary: ModuleSummary) -> str:
 
 
 def _align(row: Sequence[str], widths: Sequence[int]) -> str:
-    numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))
+    numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
     return '  '.join([row[0].ljust(widths[0]), *numbers]).rstrip()
 
 

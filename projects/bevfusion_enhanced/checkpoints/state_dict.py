@@ -41,4 +41,4 @@ def strip_wrapper(state: Mapping[str, Any]) -> StateDict:
     for wrapper in _WRAPPERS:
         if names and all(name.startswith(wrapper) for name in names):
             names = [name[len(wrapper):] for name in names]
-    return OrderedDict(zip(names, state.values()))
+    return OrderedDict(zip(names, state.values(), strict=True))

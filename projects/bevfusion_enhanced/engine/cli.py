@@ -10,18 +10,17 @@ T = TypeVar('T')
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-# MMEngine puts "class `X` in x.py: " before the message of whatever a constructor raised.
-_BUILT_IN = re.compile(r'^(?:class `[^`]+` in [^:]+: )+')
-_UNKNOWN_TYPE = re.compile(r'([^\s\'"]+) is not in the (\S+?)(?:::([\w ]+))? registry')
-_WRONG_ARGUMENT = re.compile(r'(unexpected keyword argument|missing \d+ required)')
+_UNKNOWN_TYPE = re.compile(r'([^\s\'"]+) is not in the (\S+?)(?:::([\w ]+?))? registry')
+_WRONG_ARGUMENT = re.compile(r'^(\w+)(?:\.__init__)?\(\) (.*(?:unexpected keyword|missing \d+ ).*)')
+_BUILDER = 'build_functions.py'  # where MMEngine calls the constructors that a config names
 
 
 def run_cli(main: Callable[[], T]) -> int:
     """Call `main` and return the exit status for the shell.
 
-    A `UserError`, wherever it was raised (also while a config was built, or in a worker of a data
-    loader), is printed as `error: ...` on standard error and answers 2. Everything else is a bug
-    and keeps its traceback.
+    A `UserError`, wherever it was raised (also in a worker of a data loader), and a config that
+    names a type or an argument that does not exist are printed as `error: ...` on standard error
+    and answer 2. Everything else is a bug and keeps its traceback.
     """
     try:
         main()
@@ -40,7 +39,7 @@ def run_cli(main: Callable[[], T]) -> int:
 def user_message(error: BaseException) -> Optional[str]:
     """The one line that a user needs, or None where the error is not the user's."""
     if isinstance(error, UserError):
-        return _BUILT_IN.sub('', _innermost(str(error)))
+        return _innermost(str(error))
     config_error = _as_config_error(error)
     if config_error is not None:
         return str(config_error)
@@ -65,7 +64,15 @@ def _as_config_error(error: BaseException) -> Optional[ConfigError]:
         registry = unknown.group(3) or unknown.group(2)
         return ConfigError(f'the config names the type {unknown.group(1)!r}, which is not '
                            f'registered as a {registry}; check its spelling and custom_imports')
-    if isinstance(error, TypeError) and _BUILT_IN.match(message) and _WRONG_ARGUMENT.search(message):
-        where = re.findall(r'class `([^`]+)`', message)[-1]
-        return ConfigError(f'the config of {where} does not fit it: {_BUILT_IN.sub("", message)}')
+    wrong = _WRONG_ARGUMENT.match(message)
+    if isinstance(error, TypeError) and wrong and _raised_in(error).endswith(_BUILDER):
+        return ConfigError(f'the config of {wrong.group(1)} does not fit it: {wrong.group(2)}')
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The file whose code raised the error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_filename if trace else ''

@@ -39,7 +39,7 @@ def load_config(path: str, overrides: Optional[Sequence[str]] = None) -> Config:
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
-    """Merge `key=value` pairs into a config, in place; values as MMEngine's command lines read them.
+    """Merge `key=value` pairs into a config, in place; values as on MMEngine's command lines.
 
     Raises:
         ConfigError: A pair has no `=`, or its key leads through something that holds no keys.
@@ -57,7 +57,7 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
 
 
 def default_work_dir(config_path: str) -> str:
-    """`work_dirs/` and the config's path below `configs/`, so that no two configs share a folder."""
+    """`work_dirs/` and the config's path below `configs/`: no two configs share a folder."""
     path = Path(config_path).absolute().with_suffix('')
     parts = path.parts
     if _CONFIGS in parts[:-1]:

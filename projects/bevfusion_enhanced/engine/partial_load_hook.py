@@ -12,8 +12,14 @@ from torch import nn
 
 from ..checkpoints import report as load_report
 from ..checkpoints.fingerprint import META_KEY, class_lists_of, explain_change, make_fingerprint
-from ..checkpoints.matching import (LoadReport, combine, fill, match, require_complete,
-                                    require_related)
+from ..checkpoints.matching import (
+    LoadReport,
+    combine,
+    fill,
+    match,
+    require_complete,
+    require_related,
+)
 from ..checkpoints.state_dict import weights_of
 from ..checkpoints.storage import read_checkpoint
 from ..errors import CheckpointError, ConfigError
@@ -110,10 +116,10 @@ class PartialLoadCheckpointHook(CheckpointHook):
             return
         what = f'the architecture differs from that of {path} ({"; ".join(changes)})'
         if self.on_architecture_change == 'error':
-            raise CheckpointError(f'cannot resume: {what}; use --load-from to take the weights that '
-                                  'fit')
-        runner.logger.warning(f'{what}: --resume acts as --load-from, with the weights that fit, a '
-                              'fresh optimizer and schedule, from epoch 1')
+            raise CheckpointError(f'cannot resume: {what}; use --load-from to take the weights '
+                                  'that fit')
+        runner.logger.warning(f'{what}: --resume acts as --load-from, with the weights that fit, '
+                              'a fresh optimizer and schedule, from epoch 1')
         self._plan_load(runner)
 
     def _plan_automatic_resume(self, runner: Runner) -> None:
@@ -197,7 +203,7 @@ class PartialLoadCheckpointHook(CheckpointHook):
         return class_lists_of(getattr(dataset, 'metainfo', None))
 
     def _folder(self, runner: Runner) -> str:
-        """Where this run's checkpoints go; CheckpointHook itself decides so only in `before_train`."""
+        """Where this run's checkpoints go, as CheckpointHook decides in `before_train`."""
         if self.out_dir is None or self.out_dir == runner.work_dir:
             return runner.work_dir
         return osp.join(self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))

@@ -71,7 +71,8 @@ def check_modalities_of_model(model: Mapping[str, Any]) -> None:
             raise ConfigError(f'model.{part} is empty; name at least one: dict({examples})')
 
 
-def leaf_datasets(dataset: Mapping[str, Any], where: str) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+def leaf_datasets(dataset: Mapping[str, Any], where: str
+                  ) -> Iterator[Tuple[str, Mapping[str, Any]]]:
     """(place in the config, dataset) for each dataset inside wrappers such as CBGSDataset."""
     if isinstance(dataset.get('dataset'), Mapping):
         yield from leaf_datasets(dataset['dataset'], f'{where}.dataset')
@@ -145,8 +146,8 @@ def check_heads(heads: Mapping[str, Any], metainfo: Mapping[str, Any], *, where:
     classes = metainfo.get('classes')
     number = (heads.get('object') or {}).get('num_classes')
     if classes is not None and number is not None and number != len(classes):
-        raise ConfigError(f'model.heads.object.num_classes is {number}, but {where}.metainfo.classes '
-                          f'lists {len(classes)}; make them agree')
+        raise ConfigError(f'model.heads.object.num_classes is {number}, but '
+                          f'{where}.metainfo.classes lists {len(classes)}; make them agree')
     map_classes = metainfo.get('map_classes')
     predicted = (heads.get('map') or {}).get('classes')
     if map_classes is not None and predicted is not None and list(map_classes) != list(predicted):
@@ -171,12 +172,13 @@ def check_pipeline(pipeline: Sequence[Mapping[str, Any]], model: Mapping[str, An
                   ('Annotations3D', heads.get('object'), 'model.heads.object', 'LoadAnnotations3D')]
     for word, part, asked_by, step in needs:
         if part and not any(word in name for name in loads):
-            raise ConfigError(f'{asked_by} is configured, but {where}.pipeline loads no '
-                              f'{word.lower()}; add dict(type={step!r}, ...) or leave {asked_by} out')
+            raise ConfigError(
+                f'{asked_by} is configured, but {where}.pipeline loads no {word.lower()}; add '
+                f'dict(type={step!r}, ...) or leave {asked_by} out')
 
 
 def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
-    """Every checkpoint that the config names can be read, and none of an earlier run is overwritten.
+    """Every checkpoint that the config names can be read, none of an earlier run is in the way.
 
     Raises:
         CheckpointError: See `check_config`.
@@ -188,8 +190,8 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
             read_checkpoint(path, mmap=True)
     for where, path in pretrained_paths(config['model'], 'model'):
         if not path.startswith(_URL) and not Path(path).expanduser().is_file():
-            raise CheckpointError(f'{where}: checkpoint {path} does not exist; download it there, or '
-                                  'leave init_cfg out')
+            raise CheckpointError(f'{where}: checkpoint {path} does not exist; download it there, '
+                                  'or leave init_cfg out')
     if mode != 'train':
         return
     if not config.get('resume'):

@@ -1,4 +1,4 @@
-"""`tools/train.py` as a function: a config and the options of the command line, to a trained model."""
+"""`tools/train.py` as a function: from a config and options to a trained model."""
 import os
 from dataclasses import dataclass
 from typing import List, Optional, Sequence

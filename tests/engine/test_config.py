@@ -1,0 +1,79 @@
+"""Configs that cannot be read are named; folders of runs follow the config's path."""
+from pathlib import Path
+
+import pytest
+
+from bevfusion_enhanced.engine.config import default_work_dir, load_config, use_checkpoint_hook
+from bevfusion_enhanced.engine.train import TrainOptions, resolve
+from bevfusion_enhanced.errors import ConfigError
+
+
+@pytest.mark.parametrize('path, folder', [
+    ('configs/phase4a_task_gca.py', 'work_dirs/phase4a_task_gca'),
+    ('configs/mini/phase4a_task_gca.py', 'work_dirs/mini/phase4a_task_gca'),
+    ('/somewhere/configs/a/configs/b/c.py', 'work_dirs/b/c'),
+    ('/somewhere/else/c.py', 'work_dirs/c'),
+    ('configs.py', 'work_dirs/configs'),
+])
+def test_default_work_dir(path, folder):
+    assert Path(default_work_dir(path)) == Path(folder)
+
+
+@pytest.mark.parametrize('text, says', [
+    (None, 'does not exist'),
+    ('a = dict(', r'c\.py: .*line 1'),
+    ("_base_ = ['none.py']", 'base of it is missing'),
+    ('a = unknown_name', 'unknown_name'),
+    ("custom_imports = dict(imports=['no_such_package'])", 'no_such_package'),
+])
+def test_unreadable_config(tmp_path, text, says):
+    path = tmp_path / 'c.py'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_config(str(path))
+    assert '\n' not in str(caught.value) and 'c.py' in str(caught.value)
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / 'c.py'
+    path.write_text('a = dict(b=1, c=[dict(d=2)])\n')
+    config = load_config(str(path), ['a.b=[1,x]', 'a.c.0.d=3.5', 'e.f=None'])
+    assert (config.a.b, config.a.c[0].d, config.e.f) == ([1, 'x'], 3.5, None)
+    for wrong in ('a', '=3', 'a.c.7.d=1', 'a=[1,(2]'):
+        with pytest.raises(ConfigError, match='--cfg-options'):
+            load_config(str(path), [wrong])
+
+
+def test_options_reach_the_config(toy_config):
+    config = resolve(TrainOptions(config=str(toy_config), load_from=['a.pth', 'b.pth']))
+    assert Path(config.work_dir) == Path('work_dirs/mini/toy')
+    assert config.load_from == ['a.pth', 'b.pth'] and config.resume is False
+    config = resolve(TrainOptions(config=str(toy_config), load_from=['a.pth']))
+    assert config.load_from == 'a.pth'
+    config = resolve(TrainOptions(config=str(toy_config), resume='auto', work_dir='w'))
+    assert (config.load_from, config.resume, config.work_dir) == (None, True, 'w')
+    with pytest.raises(ConfigError, match='one of the two'):
+        resolve(TrainOptions(config=str(toy_config), load_from=['a.pth'], resume='auto'))
+
+
+def test_amp_without_a_gpu_is_refused(toy_config, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ConfigError, match='--amp needs a GPU'):
+        resolve(TrainOptions(config=str(toy_config), amp=True))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    config = resolve(TrainOptions(config=str(toy_config), amp=True))
+    assert config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.optim_wrapper.loss_scale == 'dynamic'
+    with pytest.raises(ConfigError, match='ApexOptimWrapper'):
+        resolve(TrainOptions(config=str(toy_config), amp=True,
+                             overrides=['optim_wrapper.type=ApexOptimWrapper']))
+
+
+def test_our_checkpoint_hook_takes_the_place_of_mmengines(tmp_path):
+    path = tmp_path / 'c.py'
+    path.write_text("default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=3))\n")
+    config = load_config(str(path))
+    use_checkpoint_hook(config)
+    assert config.default_hooks.checkpoint == dict(type='PartialLoadCheckpointHook', interval=3)

@@ -1,0 +1,37 @@
+"""Tables show every class and the means; what is undefined is a dash."""
+import io
+import json
+
+from rich.console import Console
+
+from bevfusion_enhanced.engine.evaluate import write_metrics
+from bevfusion_enhanced.engine.metric_tables import detection_table, map_table, print_tables
+
+METRICS = {
+    'object/mAP': 0.5, 'object/NDS': 0.41234, 'object/mATE': 0.3, 'object/car/AP': 0.75,
+    'object/car/ATE': 0.2, 'object/traffic_cone/AP': 0.25, 'object/traffic_cone/AOE': float('nan'),
+    'map/divider/iou@0.35': 0.1, 'map/divider/iou@max': 0.2, 'map/mean/iou@0.35': 0.1,
+    'map/mean/iou@max': 0.15, 'extra': 7,
+}
+
+
+def test_tables_hold_every_number_once():
+    stream = io.StringIO()
+    print_tables(METRICS, Console(file=stream))
+    lines = [' '.join(line.replace('│', ' ').replace('┃', ' ').split())
+             for line in stream.getvalue().splitlines()]
+    for row in ('class AP ATE ASE AOE AVE AAE', 'car 0.750 0.200 - - - -',
+                'traffic_cone 0.250 - - - - -', 'mean 0.500 0.300 - - - -', 'NDS 0.412',
+                'class 0.35 max', 'divider 0.100 0.200', 'mean 0.100 0.150', 'extra: 7'):
+        assert row in lines
+
+
+def test_a_task_that_was_not_evaluated_has_no_table():
+    assert detection_table({'map/mean/iou@max': 1.0}) is None
+    assert map_table({'object/mAP': 1.0}) is None
+
+
+def test_metrics_file_is_strict_json(tmp_path):
+    path = write_metrics(METRICS, tmp_path / 'a' / 'metrics.json')
+    read = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
+    assert read['object/traffic_cone/AOE'] is None and read['object/NDS'] == 0.41234
