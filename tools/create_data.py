@@ -1,5 +1,4 @@
-"""Write info files of nuScenes: python tools/create_data.py --root-path ROOT --version
-v1.0-mini."""
+"""Write info files of nuScenes: python tools/create_data.py --root-path DIR --version v1.0-mini."""
 import argparse
 import os
 import sys
@@ -18,8 +17,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='root of the dataset: holds samples/, sweeps/, maps/ and the tables')
     parser.add_argument('--version', default='v1.0-trainval',
                         help='folder of the tables: v1.0-mini, v1.0-trainval, v1.0-test, or '
-                             'another '
-                        'one with a splits.json (default: %(default)s)')
+                        'another one with a splits.json (default: %(default)s)')
     parser.add_argument('--out-dir', metavar='DIR', help='where to write (default: the root)')
     parser.add_argument('--info-prefix', default='nuscenes', metavar='NAME',
                         help="start of the files' names (default: %(default)s)")

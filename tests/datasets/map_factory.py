@@ -21,7 +21,7 @@ class MapWriter:
     def nodes(self, points: np.ndarray) -> list:
         tokens = [next(self._ids) for _ in points]
         self.tables['node'] += [{'token': token, 'x': float(x), 'y': float(y)}
-                                for token, (x, y) in zip(tokens, points)]
+                                for token, (x, y) in zip(tokens, points, strict=True)]
         return tokens
 
     def polygon(self, layer: str, points: np.ndarray, holes: tuple = ()) -> None:

@@ -4,8 +4,10 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmdet3d.structures.points import LiDARPoints
 
-from bevfusion_enhanced.datasets.transforms.bev_augmentation import (BEVFusionGlobalRotScaleTrans,
-                                                                     BEVFusionRandomFlip3D)
+from bevfusion_enhanced.datasets.transforms.bev_augmentation import (
+    BEVFusionGlobalRotScaleTrans,
+    BEVFusionRandomFlip3D,
+)
 from bevfusion_enhanced.errors import ConfigError
 
 
@@ -93,8 +95,9 @@ def test_order_is_rotate_shift_scale():
 
 
 def test_all_four_mirrors_occur():
-    seen = {tuple(np.diag(augment([BEVFusionRandomFlip3D()], scene(), seed)['lidar_aug_matrix'])[:2])
-            for seed in range(30)}
+    matrices = [augment([BEVFusionRandomFlip3D()], scene(), seed)['lidar_aug_matrix']
+                for seed in range(30)]
+    seen = {tuple(np.diag(matrix)[:2]) for matrix in matrices}
     assert seen == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
 

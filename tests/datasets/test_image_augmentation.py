@@ -2,8 +2,11 @@ import cv2
 import numpy as np
 import pytest
 
-from bevfusion_enhanced.datasets.transforms.image_augmentation import (ImageAffine, ImageAug3D,
-                                                                       resample)
+from bevfusion_enhanced.datasets.transforms.image_augmentation import (
+    ImageAffine,
+    ImageAug3D,
+    resample,
+)
 from bevfusion_enhanced.errors import ConfigError
 
 SIZE = (225, 400)

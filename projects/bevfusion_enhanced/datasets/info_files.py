@@ -1,5 +1,4 @@
-"""Reading and writing info files: MMDetection3D's v2 form, `{'metainfo': {...}, 'data_list':
-[...]}`."""
+"""Info files on disk: MMDetection3D's v2 form, `{'metainfo': {...}, 'data_list': [...]}`."""
 import os
 import pickle
 from pathlib import Path

@@ -62,9 +62,8 @@ def require_map_files(data_root: Union[str, Path], locations: Sequence[str]) -> 
     for location in locations:
         path = map_file(data_root, location)
         if not path.is_file():
-            raise DataError(f'no vector map of location {location!r}: {path} does not exist; '
-                            'unpack '
-                            "nuScenes' map expansion (v1.3) into maps/ of the dataset root")
+            raise DataError(f'no vector map of location {location!r}: {path} does not exist; unpack'
+                            " nuScenes' map expansion (v1.3) into maps/ of the dataset root")
 
 
 @lru_cache(maxsize=8)
@@ -236,12 +235,12 @@ def _paint_polygons(canvas: np.ndarray, geometries: np.ndarray, shift: float) ->
     is_hole = np.diff(ring2part, prepend=-1) == 0
     contours = _contours(rings, lambda points: np.rint(points - shift))
     bounds = np.flatnonzero(np.diff(part2geometry[ring2part], prepend=-1))
-    for first, last in zip(bounds, [*bounds[1:], len(rings)]):
-        holes = is_hole[first:last]
-        members = contours[first:last]
-        cv2.fillPoly(canvas, [ring for ring, hole in zip(members, holes) if not hole], 1)
-        if holes.any():
-            cv2.fillPoly(canvas, [ring for ring, hole in zip(members, holes) if hole], 0)
+    for first, last in zip(bounds, [*bounds[1:], len(rings)], strict=True):
+        rings_of = list(zip(contours[first:last], is_hole[first:last], strict=True))
+        holes = [ring for ring, is_inner in rings_of if is_inner]
+        cv2.fillPoly(canvas, [ring for ring, is_inner in rings_of if not is_inner], 1)
+        if holes:
+            cv2.fillPoly(canvas, holes, 0)
 
 
 def _paint_lines(canvas: np.ndarray, geometries: np.ndarray) -> None:

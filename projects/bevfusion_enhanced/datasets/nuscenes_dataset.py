@@ -84,10 +84,10 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         super().__init__(
             data_root=data_root, ann_file=ann_file, pipeline=list(pipeline), metainfo=metainfo,
             data_prefix=dict(DATA_PREFIX if data_prefix is None else data_prefix),
-            modality=modality, use_valid_flag=use_valid_flag, with_velocity=with_velocity, box_type_3d=box_type_3d,
-            filter_empty_gt=filter_empty_gt, test_mode=test_mode, load_eval_anns=load_eval_anns,
-            indices=indices, serialize_data=serialize_data, lazy_init=lazy_init,
-            max_refetch=max_refetch, backend_args=backend_args)
+            modality=modality, use_valid_flag=use_valid_flag, with_velocity=with_velocity,
+            box_type_3d=box_type_3d, filter_empty_gt=filter_empty_gt, test_mode=test_mode,
+            load_eval_anns=load_eval_anns, indices=indices, serialize_data=serialize_data,
+            lazy_init=lazy_init, max_refetch=max_refetch, backend_args=backend_args)
 
     def load_data_list(self) -> List[dict]:
         """Read the info file.
@@ -104,7 +104,7 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         scenes = self._scenes(infos)
         try:
             samples = [{**self.parse_data_info(info), **scene}
-                       for info, scene in zip(infos, scenes)]
+                       for info, scene in zip(infos, scenes, strict=True)]
         except KeyError as error:
             raise DataError(f'info file {self.ann_file}: a sample has no {error}; '
                             f'{RECREATE}') from None
@@ -128,8 +128,7 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             self._metainfo.setdefault(key, value)
         if self._metainfo['version'] != metainfo['version']:
             raise DataError(f'info file {self.ann_file} is of {metainfo["version"]}, '
-                            'metainfo.version '
-                            f'says {self._metainfo["version"]}; leave version out')
+                            f'metainfo.version says {self._metainfo["version"]}; leave version out')
 
     def _scenes(self, infos: Sequence[dict]) -> List[dict]:
         """Scene and location of each sample, looked up in the tables where the infos lack them."""
@@ -140,8 +139,7 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             return [scenes[info['token']] for info in infos]
         except (DataError, KeyError) as error:
             raise DataError(f'info file {self.ann_file} has no map locations and they are not in '
-                            'the '
-                            f'tables ({error}); {RECREATE}') from None
+                            f'the tables ({error}); {RECREATE}') from None
 
     def _check_files(self, sample: dict) -> None:
         """Whether the folders are right, seen at the first sample."""
@@ -150,14 +148,12 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         missing = [path for path in files if not osp.isfile(path)]
         if missing:
             raise DataError(f'sample {sample["token"]}: {missing[0]} does not exist; check '
-                            'data_root '
-                            'and data_prefix')
+                            'data_root and data_prefix')
         if self._metainfo.get('map_classes'):
             require_map_files(self.data_root, [sample['location']])
 
     def parse_data_info(self, info: dict) -> dict:
-        """A sample as the pipeline takes it: paths joined, lists as arrays, boxes as box
-        structures."""
+        """A sample as the pipeline takes it: paths joined, arrays for lists, boxes as such."""
         lidar = info['lidar_points']
         path = osp.join(self.data_prefix.get('pts', ''), lidar['lidar_path'])
         sample = dict(
@@ -253,7 +249,6 @@ def _check_modality(modality: dict) -> None:
     unknown = [key for key in modality if key not in _MODALITIES]
     if unknown or not any(modality.values()):
         raise ConfigError(f'modality is {modality}; expected use_camera and use_lidar, at least '
-                          'one of '
-                          'them True')
+                          'one of them True')
     for key in _MODALITIES:
         modality.setdefault(key, False)

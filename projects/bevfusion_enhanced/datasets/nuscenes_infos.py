@@ -79,7 +79,7 @@ def create_infos(*, root_path: Union[str, Path], version: str,
         scenes = [scene for scene in scenes if not missing[scene['name']]]
         infos = dict(zip((scene['name'] for scene in scenes),
                          track(in_parallel(_read_scene, scenes), description='Key frames by scene',
-                               total=len(scenes))))
+                               total=len(scenes)), strict=True))
     metainfo = dict(categories=_categories(database), dataset='nuscenes', version=version,
                     info_version='1.1')
     folder = root if out_dir is None else Path(out_dir)
@@ -146,15 +146,13 @@ def _missing_files(scenes: Sequence[dict], in_parallel: Callable,
     """Missing files by scene name, checked before anything is computed."""
     missing = dict(zip((scene['name'] for scene in scenes),
                        track(in_parallel(_missing_of_scene, scenes), description='Files by scene',
-                             total=len(scenes))))
+                             total=len(scenes)), strict=True))
     lost = [path for paths in missing.values() for path in paths]
     complete = sum(not paths for paths in missing.values())
     if lost and not (skip_incomplete and complete):
         raise DataError(f'{len(lost)} sensor files of {len(scenes) - complete} of {len(scenes)} '
-                        'scenes '
-                        f'are missing, the first is {lost[0]}; fetch them, or leave such scenes '
-                        'out '
-                        'with --skip-incomplete-scenes')
+                        f'scenes are missing, the first is {lost[0]}; fetch them, or leave such '
+                        'scenes out with --skip-incomplete-scenes')
     return missing
 
 

@@ -132,8 +132,8 @@ class SceneReader:
         velocities = np.array([self.database.box_velocity(token) for token in sample['anns']])
         velocities[:, 2] = 0
         velocities = (velocities @ global2lidar[:3, :3].T)[:, :2]                        # (M, 2)
-        return [_instance(record, box, velocity)
-                for record, box, velocity in zip(records, boxes.tolist(), velocities.tolist())]
+        return [_instance(*row) for row in zip(records, boxes.tolist(), velocities.tolist(),
+                                               strict=True)]
 
     def _sensor2ego(self, record: dict) -> np.ndarray:
         return _rigid(self.database.get('calibrated_sensor', record['calibrated_sensor_token']))

@@ -88,9 +88,8 @@ class BEVMapIoUMetric(BaseMetric):
             masks = torch.as_tensor(masks)
             if probs.shape != masks.shape:
                 raise DataError(f'sample {token}: predicted map is {tuple(probs.shape)}, the true '
-                                'one '
-                                f'{tuple(masks.shape)}; the head and LoadBEVMapMasks must have the '
-                                'same classes, xbound and ybound')
+                                f'one {tuple(masks.shape)}; the head and LoadBEVMapMasks must '
+                                'have the same classes, xbound and ybound')
             self.results.append(count_cells(probs, masks, self.thresholds))
 
     def compute_metrics(self, results: List[np.ndarray]) -> Dict[str, float]:
@@ -98,15 +97,16 @@ class BEVMapIoUMetric(BaseMetric):
         counts = np.sum(results, axis=0, dtype=np.int64)                              # (T, C, 3)
         classes = self._class_names(counts.shape[1])
         iou = iou_from_counts(counts)                                                 # (T, C)
-        absent = [name for name, true in zip(classes, counts[0, :, [0, 2]].sum(0)) if not true]
+        true_cells = counts[0, :, 0] + counts[0, :, 2]                                # (C,)
+        absent = [name for name, cells in zip(classes, true_cells, strict=True) if not cells]
         if absent:
             MMLogger.get_current_instance().warning(
                 f'map classes {absent} occur in no ground truth of this set; they score 0')
 
         metrics: Dict[str, float] = {}
-        columns = [*zip(classes, iou.T), ('mean', iou.mean(axis=1))]
+        columns = [*zip(classes, iou.T, strict=True), ('mean', iou.mean(axis=1))]
         for name, values in columns:
-            for threshold, value in zip(self.thresholds, values):
+            for threshold, value in zip(self.thresholds, values, strict=True):
                 metrics[f'{name}/iou@{threshold:.2f}'] = float(value)
             metrics[f'{name}/iou@max'] = float(values.max())
         metrics['mean/iou@max'] = float(iou.max(axis=0).mean())
@@ -116,6 +116,5 @@ class BEVMapIoUMetric(BaseMetric):
         classes = self.classes or (self.dataset_meta or {}).get('map_classes')
         if not classes or len(classes) != count:
             raise ConfigError(f'map_classes are {classes}, the masks have {count} channels; name '
-                              'the '
-                              "classes in the dataset's metainfo.map_classes")
+                              "the classes in the dataset's metainfo.map_classes")
         return classes

@@ -114,11 +114,11 @@ class NuScenesDetectionMetric(BaseMetric):
             token = result['token'] or infos[result['sample_idx']]['token']
             if token not in by_token:
                 raise DataError(f'sample {token} is not in {self.ann_file}; the metric and the '
-                                'test '
-                                'dataset must name the same ann_file')
+                                'test dataset must name the same ann_file')
             info = by_token[token]
             submission[token] = submission_boxes(
-                token=token, boxes=result['boxes'], scores=result['scores'], labels=result['labels'],
+                token=token, boxes=result['boxes'], scores=result['scores'],
+                labels=result['labels'],
                 lidar2ego=np.array(info['lidar_points']['lidar2ego']),
                 ego2global=np.array(info['ego2global']), classes=classes, class_range=class_range)
         if len(submission) < len(infos):

@@ -58,7 +58,8 @@ def submission_boxes(*, token: str, boxes: np.ndarray, scores: np.ndarray, label
 
     lidar2global = ego2global @ lidar2ego
     turn = Rotation.from_matrix(lidar2global[:3, :3])
-    quaternions = (turn * Rotation.from_euler('z', boxes[best, 6])).as_quat()[:, [3, 0, 1, 2]]
+    yaws = Rotation.from_rotvec(boxes[best, 6:7] * [0, 0, 1])
+    quaternions = (turn * yaws).as_quat()[:, [3, 0, 1, 2]]
     centres = in_ego[best] @ ego2global[:3, :3].T + ego2global[:3, 3]
     speeds = np.linalg.norm(velocities[best], axis=1)
     velocities = turn.apply(velocities[best])[:, :2]
@@ -68,4 +69,5 @@ def submission_boxes(*, token: str, boxes: np.ndarray, scores: np.ndarray, label
                  attribute_name=attribute_name(name, speed))
             for centre, size, rotation, velocity, name, score, speed in zip(
                 centres.tolist(), boxes[best][:, [4, 3, 5]].tolist(), quaternions.tolist(),
-                velocities.tolist(), names, scores[best].astype(float).tolist(), speeds)]
+                velocities.tolist(), names, scores[best].astype(float).tolist(), speeds,
+                strict=True)]

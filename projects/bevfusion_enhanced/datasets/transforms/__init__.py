@@ -1,7 +1,7 @@
 """Pipeline transforms; importing registers them."""
 from bevfusion_enhanced.datasets.transforms.bev_augmentation import (
-                                                                     BEVFusionGlobalRotScaleTrans,
-                                                                     BEVFusionRandomFlip3D,
+    BEVFusionGlobalRotScaleTrans,
+    BEVFusionRandomFlip3D,
 )
 from bevfusion_enhanced.datasets.transforms.formatting import PackBEVFusionInputs
 from bevfusion_enhanced.datasets.transforms.image_augmentation import ImageAug3D

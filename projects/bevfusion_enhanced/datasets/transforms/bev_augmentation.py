@@ -1,5 +1,4 @@
-"""Augmentation of the 3D scene: one similarity of the LiDAR frame, applied to points and boxes
-alike.
+"""Augmentation of the 3D scene: similarities of the LiDAR frame, for points and boxes alike.
 
 Frame: LiDAR x right, y forward, z up; metres and radians, yaw counter-clockwise from +x. Boxes are
 (x, y, z of the bottom centre, dx, dy, dz, yaw, vx, vy). `lidar_aug_matrix` (4, 4) maps the sensor's

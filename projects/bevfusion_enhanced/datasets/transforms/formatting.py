@@ -20,8 +20,7 @@ META_KEYS = ('cam2img', 'lidar2cam', 'cam2lidar', 'lidar2img', 'img_aug_matrix',
 class PackBEVFusionInputs(BaseTransform):
     """Pack what the pipeline read; a modality or a truth that it did not read is left out.
 
-    Result: `inputs` with `img` (N, 3, H, W) uint8 and `points` (P, 5) float32, and `data_samples`,
-        a
+    Result: `inputs` with `img` (N, 3, H, W) uint8 and `points` (P, 5) float32; `data_samples`, a
     Det3DDataSample with `gt_instances_3d` (bboxes_3d, labels_3d), `gt_bev_map` (masks (C, X, Y)
     uint8) and the calibration as metainfo.
 

@@ -47,12 +47,10 @@ def _file_size(path: str, image: np.ndarray, reduction: int) -> Tuple[int, int]:
 class LoadMultiViewImages(BaseTransform):
     """Read the images of a sample and the matrices that go with them.
 
-    Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam; height and width
-        where
-    the info file has them), `token`. Added keys: `img` (list of N (H, W, 3) uint8 RGB), `img_path`,
-    `image_sizes` (N, 2: height and width of the files), and float32 (N, 4, 4) `cam2img`,
-    `lidar2cam`, `cam2lidar`, `lidar2img` (of the files' pixels), `img_aug_matrix` (files' pixels to
-    `img`'s).
+    Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam), `token`. Added keys:
+    `img` (list of N (H, W, 3) uint8 RGB), `img_path`, `image_sizes` (N, 2: height and width of the
+    files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`, `cam2lidar`, `lidar2img` (of the files'
+    pixels), `img_aug_matrix` (files' pixels to `img`'s).
 
     Args:
         cameras: Names of the cameras in the order of N; None takes all in the info file's order.
@@ -77,7 +75,7 @@ class LoadMultiViewImages(BaseTransform):
         results['img_path'] = [view['img_path'] for view in views]
         results['image_sizes'] = np.array(
             [_file_size(path, image, self.reduction)
-             for path, image in zip(results['img_path'], results['img'])])
+             for path, image in zip(results['img_path'], results['img'], strict=True)])
 
         cam2img = np.tile(np.eye(4), (len(views), 1, 1))
         cam2img[:, :3, :3] = [np.asarray(view['cam2img'])[:3, :3] for view in views]
@@ -104,8 +102,7 @@ class LoadMultiViewImages(BaseTransform):
         image = cv2.imdecode(data, flag) if data.size and not _cut_short(data) else None
         if image is None:
             raise DataError(f'cannot decode the image of sample {sample}: {path} ({data.size} '
-                            'bytes)'
-                            '; fetch the file again')
+                            'bytes); fetch the file again')
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
         return image
 

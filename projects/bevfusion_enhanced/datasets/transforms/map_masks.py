@@ -36,15 +36,14 @@ class LoadBEVMapMasks(BaseTransform):
         folder = Path(data_root) / 'maps' / 'expansion'
         if not folder.is_dir():
             raise DataError(f"no vector maps: {folder} does not exist; unpack nuScenes' map "
-                            "expansion "
-                            '(v1.3) into maps/ of the dataset root, or leave the map task out')
+                            'expansion (v1.3) into maps/ of the dataset root, or leave the map '
+                            'task out')
 
     def transform(self, results: dict) -> dict:
         """Draw the masks; see the class."""
         if not results.get('location'):
             raise DataError(f'sample {results["token"]} has no map location; make its info file '
-                            'again '
-                            'with tools/create_data.py')
+                            'again with tools/create_data.py')
         lidar2global = (np.asarray(results['ego2global'], np.float64)
                         @ np.asarray(results['lidar_points']['lidar2ego'], np.float64))
         results['gt_bev_masks'] = self.masks.rasterise(
