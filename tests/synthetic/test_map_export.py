@@ -5,6 +5,10 @@ from typing import Dict, Tuple
 
 import numpy as np
 import pytest
+from nuscenes.map_expansion.bitmap import BitMap
+from nuscenes.map_expansion.map_api import NuScenesMap
+from nuscenes.utils.map_mask import MapMask
+
 from bevfusion_enhanced.synthetic.map_export import (
     SEMANTIC_PRIOR_NAMES,
     write_map_expansion,
@@ -13,9 +17,6 @@ from bevfusion_enhanced.synthetic.map_export import (
 from bevfusion_enhanced.synthetic.raster import DRIVABLE
 from bevfusion_enhanced.synthetic.scene import Material, Town
 from bevfusion_enhanced.synthetic.town import LOCATIONS, build_town
-from nuscenes.map_expansion.bitmap import BitMap
-from nuscenes.map_expansion.map_api import NuScenesMap
-from nuscenes.utils.map_mask import MapMask
 
 LAYERS = ['drivable_area', 'ped_crossing', 'walkway', 'stop_line', 'carpark_area', 'road_divider',
           'lane_divider']

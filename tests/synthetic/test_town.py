@@ -4,14 +4,15 @@ from functools import cache
 import numpy as np
 import pytest
 import shapely
+from shapely.geometry import LineString
+from shapely.ops import unary_union
+
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.synthetic.buildings import footprint_of
 from bevfusion_enhanced.synthetic.raster import DRIVABLE
 from bevfusion_enhanced.synthetic.roads import LANE_WIDTH, WALKWAY_WIDTH
 from bevfusion_enhanced.synthetic.scene import Material, Town
 from bevfusion_enhanced.synthetic.town import LOCATIONS, build_town
-from shapely.geometry import LineString
-from shapely.ops import unary_union
 
 MAP_LAYERS = ('drivable_area', 'ped_crossing', 'walkway', 'stop_line', 'carpark_area')
 

@@ -12,8 +12,8 @@ import shapely
 from shapely.geometry import LineString, Polygon
 from shapely.ops import unary_union
 
-from .layout import Layout
-from .roads import (
+from bevfusion_enhanced.synthetic.layout import Layout
+from bevfusion_enhanced.synthetic.roads import (
     CORNER_RADIUS,
     CROSSING_WIDTH,
     LANE_WIDTH,
@@ -22,7 +22,7 @@ from .roads import (
     STOP_LINE_WIDTH,
     Road,
 )
-from .scene import Lane
+from bevfusion_enhanced.synthetic.scene import Lane
 
 STRAIGHT_LIMIT = np.radians(45.0)
 """Turning by less than this is going straight on."""

@@ -13,7 +13,7 @@ import shapely
 from scipy.interpolate import CubicSpline
 from shapely.geometry import LineString
 
-from .roads import Road, make_road, smallest_radius
+from bevfusion_enhanced.synthetic.roads import Road, make_road, smallest_radius
 
 GRID_NODES = (4, 4)
 SPACING = (76.0, 96.0)

@@ -9,9 +9,9 @@ from typing import Dict, Tuple, Union
 import cv2
 import numpy as np
 
-from .map_records import map_records
-from .raster import DRIVABLE
-from .scene import Material, Town
+from bevfusion_enhanced.synthetic.map_records import map_records
+from bevfusion_enhanced.synthetic.raster import DRIVABLE
+from bevfusion_enhanced.synthetic.scene import Material, Town
 
 SEMANTIC_PRIOR_NAMES: Dict[str, str] = {
     'singapore-onenorth': '53992ee3023e5494b90c316c183be829.png',

@@ -9,9 +9,9 @@ import numpy as np
 import shapely
 from shapely.geometry import LineString, Polygon
 
-from .arclines import fit_arclines
-from .roads import STOP_GAP, STOP_LINE_WIDTH
-from .scene import Lane, Town
+from bevfusion_enhanced.synthetic.arclines import fit_arclines
+from bevfusion_enhanced.synthetic.roads import STOP_GAP, STOP_LINE_WIDTH
+from bevfusion_enhanced.synthetic.scene import Lane, Town
 
 VERSION = '1.3'
 Record = Dict[str, object]

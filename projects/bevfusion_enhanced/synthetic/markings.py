@@ -10,9 +10,17 @@ import numpy as np
 import shapely
 from shapely.geometry import LineString, Polygon
 
-from .junctions import Junction, lane_span
-from .layout import Layout
-from .roads import CROSSING_WIDTH, GRID, LANE_WIDTH, STOP_GAP, STOP_LINE_WIDTH, WALKWAY_WIDTH, Road
+from bevfusion_enhanced.synthetic.junctions import Junction, lane_span
+from bevfusion_enhanced.synthetic.layout import Layout
+from bevfusion_enhanced.synthetic.roads import (
+    CROSSING_WIDTH,
+    GRID,
+    LANE_WIDTH,
+    STOP_GAP,
+    STOP_LINE_WIDTH,
+    WALKWAY_WIDTH,
+    Road,
+)
 
 JUNCTION_CROSSING_SHARE = 0.9
 """Share of junction arms with a pedestrian crossing."""

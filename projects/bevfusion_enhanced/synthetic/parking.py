@@ -13,10 +13,10 @@ import numpy as np
 import shapely
 from shapely.geometry import Polygon
 
-from .junctions import Junction, lane_span
-from .layout import Layout
-from .markings import Crossing
-from .roads import STOP_GAP, STOP_LINE_WIDTH, WALKWAY_WIDTH, Road
+from bevfusion_enhanced.synthetic.junctions import Junction, lane_span
+from bevfusion_enhanced.synthetic.layout import Layout
+from bevfusion_enhanced.synthetic.markings import Crossing
+from bevfusion_enhanced.synthetic.roads import STOP_GAP, STOP_LINE_WIDTH, WALKWAY_WIDTH, Road
 
 SPOT_WIDTH, SPOT_DEPTH = 2.6, 5.2
 AISLE_WIDTH = 6.0

@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from shapely.geometry import LineString, Polygon
 
-from .scene import Ground, Material
+from bevfusion_enhanced.synthetic.scene import Ground, Material
 
 RESOLUTION = 0.1
 LANE_DIVIDER_WIDTH = 0.2

@@ -12,15 +12,21 @@ import shapely
 from shapely.geometry import LineString, Polygon
 from shapely.ops import unary_union
 
-from ..errors import ConfigError
-from .buildings import make_buildings
-from .junctions import Junction, junction_area, lane_span, make_junctions, make_lanes
-from .layout import Layout, plan_layout
-from .markings import make_crossings, make_dividers, make_stop_lines
-from .parking import make_bays, make_car_parks
-from .raster import draw_ground
-from .roads import GRID, LANE_WIDTH, WALKWAY_WIDTH, tidy
-from .scene import Lane, Town
+from bevfusion_enhanced.errors import ConfigError
+from bevfusion_enhanced.synthetic.buildings import make_buildings
+from bevfusion_enhanced.synthetic.junctions import (
+    Junction,
+    junction_area,
+    lane_span,
+    make_junctions,
+    make_lanes,
+)
+from bevfusion_enhanced.synthetic.layout import Layout, plan_layout
+from bevfusion_enhanced.synthetic.markings import make_crossings, make_dividers, make_stop_lines
+from bevfusion_enhanced.synthetic.parking import make_bays, make_car_parks
+from bevfusion_enhanced.synthetic.raster import draw_ground
+from bevfusion_enhanced.synthetic.roads import GRID, LANE_WIDTH, WALKWAY_WIDTH, tidy
+from bevfusion_enhanced.synthetic.scene import Lane, Town
 
 LOCATIONS: Tuple[str, ...] = ('singapore-onenorth', 'singapore-hollandvillage',
                               'singapore-queenstown', 'boston-seaport')
@@ -36,12 +42,7 @@ def build_town(*, location: str, seed: int) -> Town:
     Raises:
         ConfigError: For an unknown location or a negative seed.
     """
-    if location not in LOCATIONS:
-        raise ConfigError(f'location: {location!r} is not one of {", ".join(LOCATIONS)}')
-    if seed < 0:
-        raise ConfigError(f'seed: must not be negative, got {seed}')
-    streams = np.random.SeedSequence([zlib.crc32(location.encode()), seed]).spawn(4)
-    rngs = [np.random.default_rng(stream) for stream in streams]
+    rngs = _generators(location, seed)
     layout = plan_layout(rngs[0])
     junctions = make_junctions(layout)
     crossings = make_crossings(rngs[1], layout, junctions)
@@ -71,6 +72,16 @@ def build_town(*, location: str, seed: int) -> Town:
         walk_paths=_walk_paths(street), crossing_paths=tuple(c.path for c in crossings),
         parking_spots=np.concatenate([part.spots for part in (*car_parks, *bays)]),
         buildings=make_buildings(rngs[3], land=land, taken=unary_union([*drivable, streets])))
+
+
+def _generators(location: str, seed: int) -> List[np.random.Generator]:
+    """Independent random streams for layout, crossings, car parks and buildings."""
+    if location not in LOCATIONS:
+        raise ConfigError(f'location: {location!r} is not one of {", ".join(LOCATIONS)}')
+    if seed < 0:
+        raise ConfigError(f'seed: must not be negative, got {seed}')
+    streams = np.random.SeedSequence([zlib.crc32(location.encode()), seed]).spawn(4)
+    return [np.random.default_rng(stream) for stream in streams]
 
 
 def _paved(layout: Layout, junctions: Tuple[Junction, ...], areas: Tuple[Polygon, ...]) -> Polygon:
