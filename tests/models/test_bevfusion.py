@@ -19,7 +19,7 @@ from torch.testing import assert_close
 import bevfusion_enhanced.models.bevfusion
 import bevfusion_enhanced.models.camera
 import bevfusion_enhanced.models.fusers
-import bevfusion_enhanced.models.lidar
+import bevfusion_enhanced.models.lidar  # noqa: F401, as those above: importing registers
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.models.heads.base import TaskHead, TaskLosses
 
@@ -210,7 +210,7 @@ def test_inputs_are_not_modified(batch):
     with torch.no_grad():
         model(inputs, samples, mode='predict')
     assert torch.equal(inputs['imgs'], kept[0])
-    assert all(torch.equal(a, b) for a, b in zip(inputs['points'], kept[1]))
+    assert all(torch.equal(a, b) for a, b in zip(inputs['points'], kept[1], strict=True))
 
 
 def test_the_config_is_not_modified():

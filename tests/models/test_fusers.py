@@ -19,10 +19,10 @@ def test_builds_and_fuses(name):
 
 
 def test_names_of_the_state_dict():
-    names = {k.rsplit('.', 1)[0] for k in ConvFuser(in_channels=[4, 7], out_channels=3).state_dict()}
-    assert names == {'0', '1'}
-    names = {k.rsplit('.', 1)[0] for k in AddFuser(in_channels=[4, 7], out_channels=3).state_dict()}
-    assert names == {'transforms.0.0', 'transforms.0.1', 'transforms.1.0', 'transforms.1.1'}
+    conv, add = (kind(in_channels=[4, 7], out_channels=3) for kind in (ConvFuser, AddFuser))
+    assert {k.rsplit('.', 1)[0] for k in conv.state_dict()} == {'0', '1'}
+    assert {k.rsplit('.', 1)[0] for k in add.state_dict()} == {
+        'transforms.0.0', 'transforms.0.1', 'transforms.1.0', 'transforms.1.1'}
 
 
 def test_conv_fuser_adds_what_each_map_gives():
@@ -35,12 +35,12 @@ def test_conv_fuser_adds_what_each_map_gives():
 def test_add_fuser_is_the_mean_and_drops_only_in_training():
     fuser = AddFuser(in_channels=[4, 4], out_channels=3, dropout=0.999).eval()
     inputs = maps(4, 4)
-    each = [t(x) for t, x in zip(fuser.transforms, inputs)]
+    each = [t(x) for t, x in zip(fuser.transforms, inputs, strict=True)]
     assert_close(fuser(inputs), (each[0] + each[1]) / 2)
     for transform in fuser.transforms:
         transform[1].momentum = 0.0
     fuser.train()
-    each = [t(x) for t, x in zip(fuser.transforms, inputs)]
+    each = [t(x) for t, x in zip(fuser.transforms, inputs, strict=True)]
     fused = fuser(inputs)
     assert any(torch.allclose(fused, one) for one in each)
 

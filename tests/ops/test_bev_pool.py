@@ -67,7 +67,7 @@ def test_two_runs_are_equal_bit_for_bit():
         out = bev_pool(depth, context, plan_pooling(cells, num_cells=num_cells))
         return (out, *torch.autograd.grad(out.square().sum(), (depth, context)))
 
-    for first, second in zip(run(), run()):
+    for first, second in zip(run(), run(), strict=True):
         assert torch.equal(first, second)
 
 
@@ -120,5 +120,5 @@ def test_gpu_equals_cpu():
         d, c = (t.to(device).detach().requires_grad_() for t in (depth, context))
         out = bev_pool(d, c, plan_pooling(cells.to(device), num_cells=num_cells))
         results.append([t.cpu() for t in (out, *torch.autograd.grad(out.square().sum(), (d, c)))])
-    for on_cpu, on_gpu in zip(*results):
+    for on_cpu, on_gpu in zip(*results, strict=True):
         assert_close(on_gpu, on_cpu)

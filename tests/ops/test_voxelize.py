@@ -71,7 +71,7 @@ def test_points_that_are_not_numbers_are_dropped():
     broken[::2, 1] = float('nan')
     broken[1::4, 2] = float('inf')
     keep = torch.isfinite(broken).all(1)
-    for got, expected in zip(run([broken]), run([cloud[keep]])):
+    for got, expected in zip(run([broken]), run([cloud[keep]]), strict=True):
         assert torch.equal(got, expected)
 
 
@@ -98,6 +98,6 @@ def test_repeatable_contiguous_and_input_untouched():
     cloud = random_cloud(6)
     kept = cloud.clone()
     first, second = run([cloud]), run([cloud])
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert first.coords.is_contiguous()
     assert torch.equal(cloud, kept)

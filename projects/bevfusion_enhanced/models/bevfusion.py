@@ -1,4 +1,4 @@
-"""The detector: every sensor to one BEV map, every task from it.
+r"""The detector: every sensor to one BEV map, every task from it.
 
     images -> encoders.camera \                                  task_gca.<task> -> heads.<task>
                                 fuser -> decoder -> shared BEV <
@@ -118,7 +118,7 @@ class BEVFusion(Base3DDetector):
         maps = self.task_maps(self.extract_feat(batch_inputs_dict, batch_data_samples))
         for task, head in self.heads.items():
             predictions = head.predict(maps[task], batch_data_samples)
-            for sample, predicted in zip(batch_data_samples, predictions):
+            for sample, predicted in zip(batch_data_samples, predictions, strict=True):
                 for field, element in predicted.items():
                     setattr(sample, field, element)
         return list(batch_data_samples)

@@ -62,7 +62,8 @@ class AddFuser(nn.Module):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Fuse maps (B, C_i, X, Y) into one (B, out_channels, X, Y)."""
         check_maps(inputs, self.in_channels)
-        maps = torch.stack([t(x) for t, x in zip(self.transforms, inputs)])      # (L, B, C, X, Y)
+        maps = torch.stack(                                                       # (L, B, C, X, Y)
+            [transform(x) for transform, x in zip(self.transforms, inputs, strict=True)])
         kept = maps.new_ones(len(maps))
         if self.training and len(maps) > 1 and float(torch.rand(())) < self.dropout:
             kept[int(torch.randint(len(maps), ()))] = 0

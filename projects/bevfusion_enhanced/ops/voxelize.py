@@ -32,7 +32,7 @@ def grid_shape(point_cloud_range: Sequence[float],
                voxel_size: Sequence[float]) -> Tuple[int, int, int]:
     """Voxels along x, y and z of a range (x, y, z minimum, then maximum), in metres."""
     low, high = point_cloud_range[:3], point_cloud_range[3:]
-    return tuple(round((b - a) / step) for a, b, step in zip(low, high, voxel_size))
+    return tuple(round((b - a) / step) for a, b, step in zip(low, high, voxel_size, strict=True))
 
 
 def _voxel_keys(xyz: Tensor, batch: Tensor, point_cloud_range: Sequence[float],

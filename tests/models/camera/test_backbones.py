@@ -20,7 +20,7 @@ def test_levels(name, out_indices, sizes):
     with torch.no_grad():
         levels = backbone(torch.zeros(2, 3, 64, 176))
     assert isinstance(levels, tuple)
-    expected = [(2, c, *size) for c, size in zip(backbone.out_channels, sizes)]
+    expected = [(2, c, *size) for c, size in zip(backbone.out_channels, sizes, strict=True)]
     assert [tuple(level.shape) for level in levels] == expected
 
 

@@ -8,7 +8,7 @@ from bevfusion_enhanced.models.camera.neck import GeneralizedLSSFPN
 
 def levels(channels=(6, 10, 14), sizes=((8, 22), (4, 11), (2, 6))):
     torch.manual_seed(0)
-    return [torch.randn(2, c, *size) for c, size in zip(channels, sizes)]
+    return [torch.randn(2, c, *size) for c, size in zip(channels, sizes, strict=True)]
 
 
 def test_merges_levels_of_odd_sizes():
@@ -41,7 +41,7 @@ def test_inputs_are_not_modified():
     neck, inputs = GeneralizedLSSFPN(in_channels=[6, 10, 14], out_channels=8), levels()
     kept = [x.clone() for x in inputs]
     neck(inputs)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, kept))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, kept, strict=True))
 
 
 def test_start_level_skips_the_finest():

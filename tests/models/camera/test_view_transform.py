@@ -84,7 +84,7 @@ def test_inputs_are_not_modified(kind, rig):
     aug[:, :3, 3] = 0.7
     build(kind)(x, points, replace(rig(batch=2), lidar_aug_matrix=aug))
     assert torch.equal(x, kept[0])
-    assert all(torch.equal(a, b) for a, b in zip(points, kept[1]))
+    assert all(torch.equal(a, b) for a, b in zip(points, kept[1], strict=True))
 
 
 @pytest.mark.parametrize('kind', TRANSFORMS)
@@ -100,7 +100,7 @@ def test_every_weight_gets_a_gradient_and_runs_repeat(kind, rig):
 
     transform.eval()
     first, second = run(), run()
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(torch.isfinite(g).all() for g in first)
     assert sum(bool(g.any()) for g in first[1:]) >= len(first) - 2
 

@@ -48,7 +48,7 @@ class GeneralizedLSSFPN(BaseModule):
         coarser = [out_channels] * (len(channels) - 2) + [channels[-1]]
         self.lateral_convs = nn.ModuleList(
             ConvModule(fine + coarse, out_channels, 1, **layer)
-            for fine, coarse in zip(channels, coarser))
+            for fine, coarse in zip(channels[:-1], coarser, strict=True))
         self.fpn_convs = nn.ModuleList(
             ConvModule(out_channels, out_channels, 3, padding=1, **layer) for _ in coarser)
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.models.calibration import Calibration
-from bevfusion_enhanced.models.camera.geometry import (BEVGrid, bev_grid, frustum_cells,
-                                                       make_frustum)
+from bevfusion_enhanced.models.camera.geometry import BEVGrid, bev_grid, frustum_cells, make_frustum
 from bevfusion_enhanced.ops.bev_pool import PoolingPlan, bev_pool, plan_pooling
 from bevfusion_enhanced.ops.depth_map import depth_maps
 

@@ -25,7 +25,7 @@ class LidarEncoder(BaseModule):
         self.voxelize = Voxelization(**voxelize)
         self.backbone = MODELS.build(backbone)
         grid, shape = self.voxelize.grid_shape, list(self.backbone.sparse_shape)
-        if any(n > limit for n, limit in zip(grid, shape)):
+        if any(n > limit for n, limit in zip(grid, shape, strict=True)):
             raise ConfigError(f'encoders.lidar: the range holds {list(grid)} voxels, but the '
                               f'backbone\'s sparse_shape is {shape}: make it at least as large '
                               '(along z, one more)')

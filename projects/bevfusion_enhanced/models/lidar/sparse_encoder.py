@@ -11,8 +11,14 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
-from spconv.pytorch import (ConvAlgo, SparseConv3d, SparseConvTensor, SparseModule,
-                            SparseSequential, SubMConv3d)
+from spconv.pytorch import (
+    ConvAlgo,
+    SparseConv3d,
+    SparseConvTensor,
+    SparseModule,
+    SparseSequential,
+    SubMConv3d,
+)
 from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
@@ -179,7 +185,7 @@ class BEVFusionSparseEncoder(BaseModule):
         for layer in self.modules():
             if isinstance(layer, StridedConv):
                 shape = [(n + 2 * p - k) // s + 1 for n, k, s, p in
-                         zip(shape, layer.kernel_size, layer.stride, layer.padding)]
+                         zip(shape, layer.kernel_size, layer.stride, layer.padding, strict=True)]
         return self.output_channels * shape[2], shape[0], shape[1]
 
     def _empty(self, features: Tensor, batch_size: int) -> Tensor:
