@@ -232,3 +232,18 @@ def test_wrong_info_files(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(DataError, match=f'{message}.*tools/create_data.py'):
         read_info_file(path)
+
+
+def test_command_line(repo, mini_nuscenes, tmp_path, capsys):
+    spec = spec_from_file_location('create_data', repo / 'tools' / 'create_data.py')
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    arguments = ['--root-path', str(mini_nuscenes), '--version', VERSION, '--out-dir',
+                 str(tmp_path), '--workers', '1']
+    assert tool.main(arguments) == 0
+    assert 'val: 4 key frames of 1 scenes -> ' in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'nuscenes_infos_train.pkl', 'nuscenes_infos_val.pkl']
+    assert tool.main(arguments[:3] + ['v1.0-trainval']) != 0
+    error = capsys.readouterr().err
+    assert error.startswith('error: no tables') and error.count('\n') == 1

@@ -16,12 +16,15 @@ from bevfusion_enhanced.errors import ConfigError
 
 
 def _advance(results: dict, matrix: np.ndarray) -> None:
-    """Move the points by `matrix` (4, 4) and multiply it onto `lidar_aug_matrix`."""
+    """Move the points by `matrix` (4, 4), in place, and multiply it onto `lidar_aug_matrix`."""
     if 'points' in results:
         xyz = results['points'].tensor[:, :3]
         linear = torch.from_numpy(matrix[:3, :3].astype(np.float32))
         offset = torch.from_numpy(matrix[:3, 3].astype(np.float32))
-        xyz.copy_(torch.addmm(offset, xyz, linear.T))
+        if torch.equal(linear, linear.diag().diag()):
+            xyz.mul_(linear.diag()).add_(offset)
+        else:
+            xyz.copy_(torch.addmm(offset, xyz, linear.T))
     before = results.get('lidar_aug_matrix', np.eye(4))
     results['lidar_aug_matrix'] = (matrix @ before).astype(np.float32)
 

@@ -175,7 +175,9 @@ class LoadPointsWithSweeps(BaseTransform):
         return points
 
     def _far(self, points: np.ndarray) -> np.ndarray:
-        return points[np.abs(points[:, :2]).max(axis=1) >= self.remove_close]
+        far = np.abs(points[:, 0]) >= self.remove_close
+        far |= np.abs(points[:, 1]) >= self.remove_close
+        return points[far]
 
     def _read(self, path: str, sample: str) -> np.ndarray:
         values = _read_bytes(path, dtype=np.uint8, sample=sample, what='LiDAR scan')
