@@ -3,8 +3,11 @@ import pytest
 import torch
 
 from bevfusion_enhanced.errors import ConfigError
-from bevfusion_enhanced.models.attention import (ChannelAttention, GlobalContextAttention,
-                                                 SpatialAttention)
+from bevfusion_enhanced.models.attention import (
+    ChannelAttention,
+    GlobalContextAttention,
+    SpatialAttention,
+)
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -18,7 +18,8 @@ def maps():
 def test_focal_is_torchvisions(maps, alpha, gamma):
     logits, target = maps
     expected = torchvision_focal_loss(logits, target.float(), alpha, gamma, reduction='mean')
-    torch.testing.assert_close(sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma), expected)
+    loss = sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_focal_without_focus_is_cross_entropy(maps):

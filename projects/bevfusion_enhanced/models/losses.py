@@ -33,7 +33,7 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, *, alpha: float, gamma: f
 
 
 def sigmoid_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy of logits with a target of the same shape, averaged over all elements."""
+    """Binary cross entropy of logits with a target of the same shape, averaged."""
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 

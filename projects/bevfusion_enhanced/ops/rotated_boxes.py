@@ -2,7 +2,7 @@
 
 Convention: right-handed frame, x and y on the ground in metres, z up; yaw in radians turns x to y,
 and dx is the extent along the x axis of the box, which is that of the frame at yaw 0. A ground box
-is (x, y, dx, dy, yaw) about its centre; a 3D box is (x, y, z, dx, dy, dz, yaw) with z at its bottom.
+is (x, y, dx, dy, yaw) about its centre, a 3D box (x, y, z, dx, dy, dz, yaw) with z at its bottom.
 All overlaps are computed in float64 and returned in the dtype of the input. A box with an extent
 that is zero, negative or not finite covers nothing: it overlaps no box and holds no point.
 

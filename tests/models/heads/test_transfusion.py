@@ -9,9 +9,13 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 
 from bevfusion_enhanced.errors import ConfigError, DataError
-from bevfusion_enhanced.models.heads.transfusion import (LayerOutputs, TransFusionHead,
-                                                         TransFusionOutputs)
+from bevfusion_enhanced.models.heads.transfusion import (
+    LayerOutputs,
+    TransFusionHead,
+    TransFusionOutputs,
+)
 from bevfusion_enhanced.models.heads.transfusion_coder import BoxCode
+from bevfusion_enhanced.models.heads.transfusion_proposals import local_maxima, propose
 from bevfusion_enhanced.models.heads.transfusion_targets import Truth
 
 CAR = [3.0, -8.0, -1.0, 1.9, 4.5, 1.6, 0.4, 2.0, 5.0]
@@ -69,8 +73,8 @@ def golden_outputs(shared, head_config):
     golden = np.load(shared / 'parity' / 'mmdet3d_lidar_cam_small_golden.npz')
     raw = {k[len('head_'):]: torch.from_numpy(v) for k, v in golden.items() if k[:5] == 'head_'}
     head = MODELS.build(head_config()).eval()
-    scores = head._local_maxima(raw['dense_heatmap'].sigmoid())
-    labels, _ = head._propose(scores)
+    scores = local_maxima(raw['dense_heatmap'].sigmoid(), size=3, spared=(8, 9))
+    labels, _ = propose(scores, count=200)
     code = BoxCode(*(raw[k] for k in BoxCode._fields))
     return golden, head, TransFusionOutputs(
         layers=[LayerOutputs(code=code, logits=raw['heatmap'])], query_labels=labels,
@@ -117,29 +121,6 @@ def test_the_config_is_not_edited(head_config):
     before = copy.deepcopy(config)
     MODELS.build(config)
     assert config == before
-
-
-def test_proposals_are_local_maxima_except_of_small_classes(toy_head):
-    head = toy_head()
-    heatmap = torch.rand(2, 10, 16, 16)
-    scores = head._local_maxima(heatmap).reshape(2, 10, 16, 16)
-    window = torch.nn.functional.max_pool2d(heatmap, 3, stride=1, padding=1)
-    inner = (slice(None), slice(0, 8), slice(1, -1), slice(1, -1))
-    assert torch.equal(scores[inner], (heatmap * (heatmap == window))[inner])
-    assert torch.equal(scores[:, 8:], heatmap[:, 8:])
-    border = torch.ones(16, 16, dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    assert (scores[:, :8, border] == 0).all()
-
-
-def test_proposals_are_the_highest_and_ties_go_to_the_first(toy_head):
-    head = toy_head()
-    scores = torch.zeros(1, 10, 256)
-    scores[0, 3, 100:140] = 0.5
-    scores[0, 1, 7] = 0.9
-    labels, cells = head._propose(scores)
-    assert labels[0].tolist() == [1] + [3] * 19
-    assert cells[0].tolist() == [7] + list(range(100, 119))
 
 
 def test_samples_of_a_batch_do_not_meet_in_evaluation(toy_head):

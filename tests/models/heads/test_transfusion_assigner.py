@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevfusion_enhanced.models.heads.transfusion_assigner import (BBoxBEVL1Cost,
-                                                                  HungarianAssigner3D)
+from bevfusion_enhanced.models.heads.transfusion_assigner import BBoxBEVL1Cost, HungarianAssigner3D
 
 RANGE = [-50.0, -50.0, -5.0, 50.0, 50.0, 3.0]
 

@@ -7,9 +7,13 @@ from mmdet3d.models.utils import gaussian_radius as radius_of_one
 
 from bevfusion_enhanced.models.heads.transfusion_assigner import Assignment
 from bevfusion_enhanced.models.heads.transfusion_coder import TransFusionBBoxCoder
-from bevfusion_enhanced.models.heads.transfusion_targets import (Truth, draw_gaussians,
-                                                                 gaussian_radius, heatmap_targets,
-                                                                 proposal_targets)
+from bevfusion_enhanced.models.heads.transfusion_targets import (
+    Truth,
+    draw_gaussians,
+    gaussian_radius,
+    heatmap_targets,
+    proposal_targets,
+)
 
 MAP_SIZE = (60, 40)
 

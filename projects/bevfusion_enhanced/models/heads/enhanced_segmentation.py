@@ -16,8 +16,7 @@ from bevfusion_enhanced.models.aspp import ASPP
 from bevfusion_enhanced.models.attention import ChannelAttention, SpatialAttention
 from bevfusion_enhanced.models.heads.base import TaskLosses
 from bevfusion_enhanced.models.heads.bev_map import BEVMapHead
-from bevfusion_enhanced.models.losses import (dice_loss, sigmoid_cross_entropy,
-                                              sigmoid_focal_loss)
+from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 
 # Share of positives that an untrained classifier predicts: with a focal loss, starting at one half
 # would let the many negatives dominate the first steps (Lin et al., 2017, section 4.1).

@@ -5,8 +5,7 @@ Positions on the BEV map are in cells, along x (dimension 2 of the map) and y (d
 Shapes: B samples, C input channels, H hidden channels, K classes, X and Y cells of the BEV map,
 L = X * Y, P proposals, S elements of a box code.
 """
-import functools
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from mmcv.cnn import ConvModule
@@ -20,14 +19,26 @@ from torch.nn import functional as F
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.models.heads.base import TaskHead, TaskLosses
 from bevfusion_enhanced.models.heads.transfusion_coder import BoxCode
-from bevfusion_enhanced.models.heads.transfusion_options import (TestOptions, TrainOptions,
-                                                                 check_same_grid,
-                                                                 choose_nms_free_classes,
-                                                                 read_options)
+from bevfusion_enhanced.models.heads.transfusion_options import (
+    TestOptions,
+    TrainOptions,
+    check_same_grid,
+    choose_nms_free_classes,
+    read_options,
+)
+from bevfusion_enhanced.models.heads.transfusion_proposals import (
+    cell_centers,
+    local_maxima,
+    propose,
+)
 from bevfusion_enhanced.models.heads.transfusion_suppression import without_duplicates
-from bevfusion_enhanced.models.heads.transfusion_targets import (ProposalTargets, Truth,
-                                                                 heatmap_targets,
-                                                                 proposal_targets, read_truths)
+from bevfusion_enhanced.models.heads.transfusion_targets import (
+    ProposalTargets,
+    Truth,
+    heatmap_targets,
+    proposal_targets,
+    read_truths,
+)
 
 # Logit of the share of cells that an untrained heatmap calls an object: 0.1, as in CenterPoint.
 PRIOR_LOGIT = -2.19
@@ -119,7 +130,7 @@ class TransFusionHead(TaskHead):
         self.prediction_heads = nn.ModuleList(
             SeparateHead(hidden_channel, outputs, conv_cfg=dict(type='Conv1d'),
                          norm_cfg=dict(type='BN1d')) for _ in range(num_decoder_layers))
-        self.register_buffer('bev_pos', _cell_centers(self.test_cfg.map_size), persistent=False)
+        self.register_buffer('bev_pos', cell_centers(self.test_cfg.map_size), persistent=False)
         self._initialise(bn_momentum)
 
     def _read_configs(self, train_cfg: Optional[Dict], test_cfg: Dict,
@@ -175,39 +186,15 @@ class TransFusionHead(TaskHead):
         features = self.shared_conv(bev)                                         # (B, H, X, Y)
         with torch.autocast(bev.device.type, enabled=False):
             dense_heatmap = self.heatmap_head(features.float())                  # (B, K, X, Y)
-        scores = self._local_maxima(dense_heatmap.detach().sigmoid())            # (B, K, L)
-        labels, cells = self._propose(scores)                                    # (B, P) each
+        scores = local_maxima(dense_heatmap.detach().sigmoid(), size=self.nms_kernel_size,
+                              spared=self.nms_free_classes)                      # (B, K, L)
+        labels, cells = propose(scores, count=self.num_proposals)                # (B, P) each
         tokens = features.flatten(2).transpose(1, 2)                             # (B, L, H)
         layers = self._decode_layers(tokens, labels, cells)
         at_cells = cells[:, None].expand(-1, self.num_classes, -1)               # (B, K, P)
         return TransFusionOutputs(layers=layers if self.auxiliary else layers[-1:],
                                   dense_heatmap=dense_heatmap, query_labels=labels,
                                   query_heatmap_score=scores.gather(2, at_cells))
-
-    def _local_maxima(self, heatmap: Tensor) -> Tensor:
-        """Set to 0 what is not the largest in its window: (B, K, X, Y) to (B, K, L).
-
-        Cells whose window leaves the map are no maxima.
-        """
-        border = self.nms_kernel_size // 2
-        largest = _largest_in_window(heatmap, self.nms_kernel_size)
-        largest = F.pad(largest, (border,) * 4, value=2.0)  # above every probability
-        is_peak = heatmap == largest
-        is_peak[:, list(self.nms_free_classes)] = True
-        return (heatmap * is_peak).flatten(2)
-
-    def _propose(self, scores: Tensor) -> Tuple[Tensor, Tensor]:
-        """Classes and cells (B, P) of the highest of the scores (B, K, L)."""
-        flat = scores.flatten(1)                                                 # (B, K * L)
-        if flat.shape[1] < self.num_proposals:
-            raise ConfigError(f'num_proposals is {self.num_proposals}, but the heatmap has only '
-                              f'{flat.shape[1]} cells: lower num_proposals')
-        # the bits of floats that are not negative order like the floats; the cell breaks ties, of
-        # which a saturated heatmap is full, so that proposals never depend on the machine
-        rank = torch.arange(flat.shape[1] - 1, -1, -1, device=flat.device)
-        key = (flat.contiguous().view(torch.int32).long() << 32) + rank          # (B, K * L)
-        top = key.topk(self.num_proposals, dim=1).indices                        # (B, P)
-        return top // scores.shape[2], top % scores.shape[2]
 
     def _decode_layers(self, tokens: Tensor, labels: Tensor, cells: Tensor) -> List[LayerOutputs]:
         """Let proposals (B, P) look at the map's tokens (B, L, H), once per decoder layer."""
@@ -312,20 +299,3 @@ class TransFusionHead(TaskHead):
         return InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(boxes[keep], box_dim=boxes.shape[1]),
             scores_3d=scores[keep], labels_3d=labels[keep])
-
-
-def _largest_in_window(maps: Tensor, size: int) -> Tensor:
-    """Maximum of each whole window: (..., X, Y) to (..., X - size + 1, Y - size + 1).
-
-    The same as a max-pooling of stride 1, but PyTorch's is many times slower on a CPU.
-    """
-    for dim in (-2, -1):
-        width = maps.shape[dim] - size + 1
-        maps = functools.reduce(torch.maximum, (maps.narrow(dim, i, width) for i in range(size)))
-    return maps
-
-
-def _cell_centers(map_size: Tuple[int, int]) -> Tensor:
-    """Centres (1, L, 2) of the cells, in cells along x and y, y fastest."""
-    x, y = torch.meshgrid(*(torch.arange(n) + 0.5 for n in map_size), indexing='ij')
-    return torch.stack([x, y], dim=-1).reshape(1, -1, 2)

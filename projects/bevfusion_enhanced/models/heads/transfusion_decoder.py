@@ -10,9 +10,12 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
-from bevfusion_enhanced.models.heads.transfusion_options import (AttentionOptions,
-                                                                 FeedForwardOptions,
-                                                                 PositionOptions, read_options)
+from bevfusion_enhanced.models.heads.transfusion_options import (
+    AttentionOptions,
+    FeedForwardOptions,
+    PositionOptions,
+    read_options,
+)
 
 
 class PositionEmbedding(BaseModule):

@@ -108,6 +108,7 @@ class TestOptions:
     nms_threshold: Optional[float] = None
 
     def __post_init__(self) -> None:
+        """Check the choice of suppression."""
         if self.nms_type not in (None, 'rotate', 'circle'):
             raise ConfigError("test_cfg.nms_type must be None, 'rotate' or 'circle', got "
                               f'{self.nms_type!r}')
