@@ -1,6 +1,7 @@
 """The one place that knows about versions of torch, mmcv and MMEngine.
 
-`apply()` makes two things true, once, for the whole process:
+`torch_load` reads a file against an allow-list on every torch. `apply()` makes two things true,
+once, for the whole process:
 
 - `mmcv._ext` can be imported: where mmcv has no compiled operators (mmcv-lite), the finder beside
   this package answers for it. A compiled mmcv is found first and left alone.
@@ -9,13 +10,18 @@
   Runner, `init_cfg=dict(type='Pretrained')` and MMDetection3D's own scripts all go through it.
 """
 import os
+import pickle
 import sys
+import types
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 
-from .checkpoints.storage import read_checkpoint
+import torch
 
+# torch 2.6 and later take (object, name) pairs into the allow-list of `weights_only`.
+TAKES_ALLOW_LIST = hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
 _LOCAL_PATHS = ''  # the prefix under which MMEngine registers its reader of files
 
 
@@ -35,6 +41,7 @@ def apply() -> None:
 
 def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
     """Stands in for the function of this name in `mmengine.runner.checkpoint`."""
+    from .checkpoints.storage import read_checkpoint
     return read_checkpoint(filename, map_location='cpu' if map_location is None else map_location)
 
 
@@ -57,3 +64,49 @@ def load_url(url: str, model_dir: Optional[str] = None, map_location: Any = None
         hub.download_url_to_file(url, str(path), digest.group(1) if digest else None,
                                  progress=progress and sys.stderr.isatty())
     return load_from_local(str(path), map_location)
+
+
+def torch_load(path: Path, allowed: List[Tuple[Any, str]], *, map_location: Any, mmap: bool) -> Any:
+    """`torch.load` that rebuilds torch's own tensor types and what is `allowed`, nothing else.
+
+    Args:
+        path: The file.
+        allowed: (object, name that the pickle knows it by).
+        map_location: As for `torch.load`.
+        mmap: As for `torch.load`.
+
+    Raises:
+        pickle.UnpicklingError: The file asks for something else; that is not looked up.
+    """
+    if TAKES_ALLOW_LIST:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                raise RuntimeError('TorchScript archives are not read')
+    return torch.load(path, map_location=map_location, weights_only=False, mmap=mmap,
+                      pickle_module=_restricted_pickle({name: value for value, name in allowed}))
+
+
+def _restricted_pickle(allowed: Mapping[str, Any]) -> types.ModuleType:
+    """A stand-in for the pickle module, for torch before 2.6, which finds allowed names alone."""
+    known = {**torch._weights_only_unpickler._get_allowed_globals(), **allowed}
+
+    class Unpickler(pickle.Unpickler):
+        """Looks names up in a dictionary; never imports."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            full_name = f'{module}.{name}'
+            if full_name not in known:
+                raise pickle.UnpicklingError(f'GLOBAL {full_name} was not an allowed global')
+            return known[full_name]
+
+    return _as_module(Unpickler)
+
+
+def _as_module(unpickler: Type[pickle.Unpickler]) -> types.ModuleType:
+    module = types.ModuleType('restricted_pickle')
+    module.Unpickler = unpickler  # type: ignore[attr-defined]
+    module.load = lambda file, **options: unpickler(file, **options).load()  # type: ignore
+    return module

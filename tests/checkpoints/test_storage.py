@@ -3,6 +3,7 @@ import io
 import os
 import pathlib
 import pickle
+import random
 import subprocess
 import tarfile
 from collections import OrderedDict
@@ -13,6 +14,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
+from bevfusion_enhanced import compat
 from bevfusion_enhanced.checkpoints.storage import (
     read_checkpoint,
     verify_checkpoint,
@@ -20,6 +22,13 @@ from bevfusion_enhanced.checkpoints.storage import (
     write_checkpoint,
 )
 from bevfusion_enhanced.errors import CheckpointError
+
+
+@pytest.fixture(autouse=True, params=['this torch', 'torch before 2.6'])
+def _reader(request, monkeypatch):
+    """Read as this torch does, and as is done where it takes no allow-list."""
+    if request.param != 'this torch':
+        monkeypatch.setattr(compat, 'TAKES_ALLOW_LIST', False)
 
 
 def runner_like_checkpoint():
@@ -175,3 +184,47 @@ def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
         write_bytes(b'new', path)
     assert path.read_bytes() == b'old'
     assert [item.name for item in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_damage_anywhere_is_an_error_or_harmless(tmp_path):
+    """Bytes changed at random, also in the state of arrays, which NumPy itself does not check."""
+    numbers = random.Random(0)
+    path = tmp_path / 'a.pth'
+    for zipped in (True, False):
+        torch.save(runner_like_checkpoint(), path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for _ in range(60):
+            data = bytearray(whole)
+            for _ in range(numbers.choice([1, 3, 10])):
+                data[numbers.randrange(len(data))] = numbers.randrange(256)
+            path.write_bytes(bytes(data))
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                assert '\n' not in str(error)
+
+
+@pytest.mark.parametrize('value', [
+    np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6.).reshape(2, 3)), np.zeros((0, 4)),
+    np.array(3), np.arange(3, dtype='>i4'), np.array(['a', 'bcd']), np.array([b'x', b'yz']),
+    np.array([True, False]), np.array([1 + 2j]), np.array([[1, 'a'], [None, [2]]], dtype=object),
+    np.float32(0.5), np.int64(-3), np.str_('text'), np.dtype('float32'),
+])
+def test_numpy_values_come_back_as_they_were(tmp_path, value):
+    torch.save({'a': [value]}, tmp_path / 'a.pth')
+    read, = read_checkpoint(tmp_path / 'a.pth')['a']
+    assert type(read) is type(value)
+    if isinstance(value, np.ndarray):
+        assert read.dtype == value.dtype and read.flags.writeable
+        assert read.tolist() == value.tolist()
+    else:
+        assert read == value
+
+
+@pytest.mark.parametrize('value', [
+    np.zeros(2, dtype=[('x', 'f4')]), np.datetime64('2020-01-01'), np.ma.zeros(3),
+], ids=['structured', 'date', 'masked'])
+def test_numpy_values_beyond_plain_data_are_refused(tmp_path, value):
+    torch.save({'a': value}, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / 'a.pth')

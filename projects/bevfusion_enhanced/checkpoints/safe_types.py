@@ -1,51 +1,33 @@
 """The types that a checkpoint may hold. Reading a file never calls anything that is not named here.
 
 Names are those that a pickle carries (`module.name`); one object may be known by several, because
-NumPy moved its internals and Python 2 named `builtins` differently. Nothing here can reach another
-object: `getattr`, which MMEngine's HistoryBuffer pickles through, is replaced by `_statistic`.
+NumPy moved its internals and Python 2 named `builtins` differently. What could do more than hold
+data is stood in for by a record of ours (`numpy_records`): arrays, dtypes, HistoryBuffer, and
+`getattr`, through which MMEngine pickles the names of its statistics.
 """
 import argparse
+import codecs
 import datetime
-import importlib
 import pathlib
-import pickle
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
-import numpy as np
-
-_STATISTICS = ('min', 'max', 'current', 'mean')
-_NUMPY_KINDS = '?bhilqBHILQefdgFDGSUVOmM'
-
-
-def _statistic(owner: type, name: str) -> Callable:
-    """What `getattr` may be used for in a checkpoint: HistoryBuffer's four statistics."""
-    from mmengine.logging.history_buffer import HistoryBuffer
-    if owner is not HistoryBuffer or name not in _STATISTICS:
-        raise pickle.UnpicklingError(
-            f'unsupported GLOBAL getattr({getattr(owner, "__name__", owner)},{name}) whose module '
-            'is blocked')
-    return getattr(HistoryBuffer, name)
+from . import numpy_records
 
 
 def _numpy_types() -> Dict[str, Any]:
     """Arrays, scalars and dtypes, under their NumPy 1 and NumPy 2 names."""
-    try:
-        multiarray = importlib.import_module('numpy._core.multiarray')
-    except ImportError:
-        multiarray = importlib.import_module('numpy.core.multiarray')
-    allowed: Dict[str, Any] = {'numpy.ndarray': np.ndarray, 'numpy.dtype': np.dtype}
+    allowed: Dict[str, Any] = {'numpy.ndarray': numpy_records.NDARRAY,
+                               'numpy.dtype': numpy_records.DTypeRecord}
     for package in ('numpy.core', 'numpy._core'):
-        allowed[f'{package}.multiarray._reconstruct'] = multiarray._reconstruct
-        allowed[f'{package}.multiarray.scalar'] = multiarray.scalar
-    for kind in _NUMPY_KINDS:
-        dtype_class = type(np.dtype(kind))
-        allowed[f'{dtype_class.__module__}.{dtype_class.__name__}'] = dtype_class
+        allowed[f'{package}.multiarray._reconstruct'] = numpy_records.ArrayRecord
+        allowed[f'{package}.multiarray.scalar'] = numpy_records.scalar
     return allowed
 
 
 def _plain_types() -> Dict[str, Any]:
     """Containers and values of the standard library that hold data and run nothing."""
     allowed: Dict[str, Any] = {
+        '_codecs.encode': codecs.encode,  # how pickle protocol 2 writes bytes
         'argparse.Namespace': argparse.Namespace,
         'datetime.datetime': datetime.datetime,
         'datetime.date': datetime.date,
@@ -55,25 +37,22 @@ def _plain_types() -> Dict[str, Any]:
         allowed[f'pathlib.{name}'] = pathlib.PurePosixPath
     for name in ('WindowsPath', 'PureWindowsPath'):
         allowed[f'pathlib.{name}'] = pathlib.PureWindowsPath
-    for value_type in (set, frozenset, complex, slice, range, bytearray):
+    for value_type in (set, frozenset, complex, slice, range, bytes, bytearray):
         for module in ('builtins', '__builtin__'):
             allowed[f'{module}.{value_type.__name__}'] = value_type
     return allowed
 
 
 def _mmengine_types() -> Dict[str, Any]:
-    """What MMEngine's runner puts into a checkpoint; empty where MMEngine is not installed."""
-    try:
-        from mmengine.config import ConfigDict
-        from mmengine.logging.history_buffer import HistoryBuffer
-    except ImportError:
-        return {}
-    return {
-        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
-        'mmengine.config.config.ConfigDict': ConfigDict,
-        'builtins.getattr': _statistic,
-        '__builtin__.getattr': _statistic,
+    """What MMEngine's runner puts into a checkpoint."""
+    allowed: Dict[str, Any] = {
+        'mmengine.logging.history_buffer.HistoryBuffer': numpy_records.HistoryRecord,
+        'builtins.getattr': numpy_records.statistic,
+        '__builtin__.getattr': numpy_records.statistic,
     }
+    for name in ('mmengine.config.config.ConfigDict', 'addict.addict.Dict'):
+        allowed[name] = dict  # the plain dictionary that it is
+    return allowed
 
 
 def safe_types() -> List[Tuple[Any, str]]:

@@ -1,7 +1,6 @@
 """Checkpoint files: read without executing anything, written so that no half file can remain."""
 import io
 import os
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import Any, Dict, Union
 
 import torch
 
+from ..compat import torch_load
 from ..errors import CheckpointError
+from .numpy_records import resolve
 from .safe_types import safe_types
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -44,10 +45,9 @@ def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = F
     head = _read_head(path)
     mmap = mmap and head.startswith(b'PK') and str(map_location) == 'cpu'
     try:
-        with torch.serialization.safe_globals(safe_types()):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError,
-            AttributeError, AssertionError, pickle.UnpicklingError) as error:
+        checkpoint = resolve(
+            torch_load(path, safe_types(), map_location=map_location, mmap=mmap))
+    except Exception as error:  # torch meets a damaged file with almost any kind
         raise CheckpointError(f'checkpoint {path} {_explain(error, path)}') from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
