@@ -3,12 +3,12 @@ import argparse
 import sys
 from pathlib import Path
 
-DESCRIPTION = """Simulate towns, traffic and sensors, and write them as a nuScenes v1.0-mini dataset that
-the nuScenes devkit and MMDetection3D read like the real one. The scenes bear the official names: a fifth
-of them, and at least one, is held out (mini_val) and takes place in a town of its own. The same options
-give the same bytes. The default of 10 scenes takes about a minute on two cores and about 200 MB: it
-thins out the LiDAR to 542 columns (real: 1084), keeps the 2 sweeps before each key frame (real: 9) and
-shrinks images to 400x225 (real: 1600x900)."""
+DESCRIPTION = """Simulate towns, traffic and sensors, and write them as a nuScenes v1.0-mini dataset
+that the nuScenes devkit and MMDetection3D read like the real one. The scenes bear the official
+names; a fifth of them, and at least one, is held out (mini_val) and takes place in a town of its own.
+The same options give the same bytes. The default of 10 scenes takes less than 90 s on two cores and
+220 MB: it thins out the LiDAR to 542 columns (real: 1084), keeps the 2 sweeps before each key frame
+(real: 9) and shrinks images to 400x225 (real: 1600x900)."""
 
 
 def parse_arguments(arguments: list) -> argparse.Namespace:
@@ -30,6 +30,7 @@ def parse_arguments(arguments: list) -> argparse.Namespace:
 
 
 def main() -> int:
+    """Generate the dataset; 2 after a user's mistake, which is told in one line."""
     arguments = parse_arguments(sys.argv[1:])
     # Imported here, so that --help answers at once.
     from bevfusion_enhanced.errors import UserError

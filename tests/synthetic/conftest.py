@@ -9,16 +9,19 @@ from bevfusion_enhanced.synthetic.scene import Town
 from bevfusion_enhanced.synthetic.town import build_town
 from bevfusion_enhanced.synthetic.traffic import Traffic, simulate
 
-TINY: Dict[str, float] = {'scenes': 2, 'keyframes': 4, 'sweeps': 2, 'image_scale': 0.1, 'seed': 3,
-                          'lidar_columns': 542}
-"""Settings of `tiny_dataset`."""
+
+@pytest.fixture(scope='session')
+def tiny_settings() -> Dict[str, float]:
+    """Settings of `tiny_dataset`."""
+    return {'scenes': 2, 'keyframes': 4, 'sweeps': 2, 'image_scale': 0.1, 'seed': 3,
+            'lidar_columns': 542}
 
 
 @pytest.fixture(scope='session')
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_dataset(tiny_settings: Dict[str, float], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of a dataset of two scenes, one of each split, with 4 key frames and 160x90 images."""
     root = tmp_path_factory.mktemp('synthetic') / 'nuscenes'
-    create_dataset(out=root, workers=2, **TINY)
+    create_dataset(out=root, workers=2, **tiny_settings)
     return root
 
 

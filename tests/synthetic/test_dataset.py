@@ -12,7 +12,6 @@ from typing import Dict, Iterator, List, Tuple
 import numpy as np
 import pytest
 import shapely
-from conftest import TINY
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.eval.detection.utils import category_to_detection_name
@@ -23,13 +22,13 @@ from nuscenes.utils.geometry_utils import points_in_box
 from nuscenes.utils.splits import create_splits_scenes
 
 from bevfusion_enhanced.errors import ConfigError, DataError
-from bevfusion_enhanced.synthetic.dataset import (MANIFEST, Settings, create_dataset,
-                                                  simulate_scene)
+from bevfusion_enhanced.synthetic.dataset import MANIFEST, Settings, create_dataset, simulate_scene
 from bevfusion_enhanced.synthetic.nuscenes_writer import ATTRIBUTES
 from bevfusion_enhanced.synthetic.plan import plan_scenes
 from bevfusion_enhanced.synthetic.scene import CLASSES
 from bevfusion_enhanced.synthetic.town import LOCATIONS
 
+Options = Dict[str, float]
 SPLITS = ('mini_train', 'mini_val')
 
 
@@ -52,11 +51,12 @@ def digests(root: Path) -> Dict[str, str]:
             for path in sorted(root.rglob('*')) if path.is_file()}
 
 
-def test_devkit_loads_and_lists(nusc: NuScenes, capsys: pytest.CaptureFixture) -> None:
+def test_devkit_loads_and_lists(tiny_settings: Options, nusc: NuScenes,
+                                capsys: pytest.CaptureFixture) -> None:
     nusc.list_scenes()
     assert 'scene-0061' in capsys.readouterr().out
-    assert len(nusc.scene) == TINY['scenes']
-    assert len(nusc.sample) == TINY['scenes'] * TINY['keyframes']
+    assert len(nusc.scene) == tiny_settings['scenes']
+    assert len(nusc.sample) == tiny_settings['scenes'] * tiny_settings['keyframes']
     assert len(nusc.category) == 23 and len(nusc.attribute) == 8 and len(nusc.map) == 4
     assert [attribute['name'] for attribute in nusc.attribute] == list(ATTRIBUTES)
 
@@ -77,13 +77,15 @@ def test_every_token_is_unique_and_every_reference_resolves(nusc: NuScenes) -> N
                 if field.startswith(('first_', 'last_')):
                     target = {'sample': 'sample', 'annotation': 'sample_annotation'}[
                         field.split('_')[1]]
-                assert (value == '' and field in own_chain) or value in tokens[target], (table, field)
+                ends = value == '' and field in own_chain
+                assert ends or value in tokens[target], (table, field)
 
 
-def test_every_file_of_every_sensor_is_there(nusc: NuScenes, tiny_dataset: Path) -> None:
+def test_every_file_of_every_sensor_is_there(tiny_settings: Options, nusc: NuScenes,
+                                             tiny_dataset: Path) -> None:
     counts = Counter((data['channel'], data['is_key_frame']) for data in nusc.sample_data)
-    keyframes = TINY['scenes'] * TINY['keyframes']
-    sweeps = TINY['scenes'] * (TINY['keyframes'] - 1) * TINY['sweeps']
+    keyframes = tiny_settings['scenes'] * tiny_settings['keyframes']
+    sweeps = tiny_settings['scenes'] * (tiny_settings['keyframes'] - 1) * tiny_settings['sweeps']
     assert counts.pop(('LIDAR_TOP', False)) == sweeps
     assert len(counts) == 7 and set(counts.values()) == {keyframes}
     listed = {data['filename'] for data in nusc.sample_data}
@@ -105,8 +107,9 @@ def test_sensor_chains_run_in_time_and_sweeps_precede_their_key_frame(nusc: NuSc
             assert 0 <= lag < 50_000
 
 
-def test_box_velocity_is_the_simulated_velocity(nusc: NuScenes, tiny_dataset: Path) -> None:
-    settings = Settings(**TINY)
+def test_box_velocity_is_the_simulated_velocity(tiny_settings: Options, nusc: NuScenes,
+                                                tiny_dataset: Path) -> None:
+    settings = Settings(**tiny_settings)
     checked = 0
     for plan in plan_scenes(settings.scenes):
         traffic = simulate_scene(plan=plan, settings=settings)
@@ -131,8 +134,8 @@ def test_map_api_reads_every_location(tiny_dataset: Path, location: str) -> None
     width, height = town_map.canvas_edge
     layers = ['drivable_area', 'ped_crossing', 'walkway', 'stop_line', 'carpark_area',
               'road_divider', 'lane_divider']
-    mask = town_map.get_map_mask((width / 2 + 0.123, height / 2 + 0.456, height, width), 0.0, layers,
-                                 (400, 400))
+    patch = (width / 2 + 0.123, height / 2 + 0.456, height, width)
+    mask = town_map.get_map_mask(patch, 0.0, layers, (400, 400))
     assert mask.shape == (7, 400, 400) and mask.any(axis=(1, 2)).all()
 
 
@@ -160,7 +163,8 @@ def test_ground_truth_as_predictions_scores_at_the_ceiling(nusc: NuScenes, split
     for sample, annotation in annotations(nusc, split):
         if annotation['num_lidar_pts'] == 0:
             continue
-        attribute = [nusc.get('attribute', token)['name'] for token in annotation['attribute_tokens']]
+        attribute = [nusc.get('attribute', token)['name']
+                     for token in annotation['attribute_tokens']]
         results[sample['token']].append({
             'sample_token': sample['token'],
             **{field: annotation[field] for field in ('translation', 'size', 'rotation')},
@@ -178,11 +182,12 @@ def test_ground_truth_as_predictions_scores_at_the_ceiling(nusc: NuScenes, split
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_every_class_is_met_by_the_lidar_in_every_scene(nusc: NuScenes, split: str) -> None:
+def test_every_class_is_met_by_the_lidar_in_every_scene(tiny_settings: Options, nusc: NuScenes,
+                                                        split: str) -> None:
     met = Counter(category_to_detection_name(annotation['category_name'])
                   for _, annotation in annotations(nusc, split) if annotation['num_lidar_pts'] >= 5)
     assert set(met) == set(CLASSES)
-    assert min(met.values()) >= TINY['keyframes'], met
+    assert min(met.values()) >= tiny_settings['keyframes'], met
 
 
 def test_num_lidar_pts_counts_the_points_inside_the_box(nusc: NuScenes, tiny_dataset: Path) -> None:
@@ -242,8 +247,10 @@ def test_visibility_falls_behind_an_occluder(nusc: NuScenes) -> None:
     assert np.median(levels['1']) < np.median(levels['4'])
 
 
-def test_same_settings_same_bytes_in_any_process(tmp_path: Path, repo: Path) -> None:
-    small = {**TINY, 'keyframes': 2, 'sweeps': 1, 'image_scale': 0.05, 'lidar_columns': 128}
+def test_same_settings_same_bytes_in_any_process(tiny_settings: Options, tmp_path: Path,
+                                                 repo: Path) -> None:
+    small = {**tiny_settings, 'keyframes': 2, 'sweeps': 1, 'image_scale': 0.05,
+             'lidar_columns': 128}
     create_dataset(out=tmp_path / 'first', workers=2, **small)
     # A package without its __init__, which would import much that the simulator has no need of.
     script = ('import sys, types; package = types.ModuleType("bevfusion_enhanced"); '
@@ -258,34 +265,37 @@ def test_same_settings_same_bytes_in_any_process(tmp_path: Path, repo: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ['first', 'second']
 
 
-def test_an_existing_dataset_is_kept(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_an_existing_dataset_is_kept(tiny_settings: Options, tiny_dataset: Path,
+                                     tmp_path: Path) -> None:
     before = (tiny_dataset / MANIFEST).stat().st_mtime_ns
-    assert create_dataset(out=tiny_dataset, **TINY) is False
+    assert create_dataset(out=tiny_dataset, **tiny_settings) is False
     with pytest.raises(DataError, match=r'\(seed 3 instead of 4\); choose another') as caught:
-        create_dataset(out=tiny_dataset, **{**TINY, 'seed': 4})
+        create_dataset(out=tiny_dataset, **{**tiny_settings, 'seed': 4})
     assert '\n' not in str(caught.value)
     assert (tiny_dataset / MANIFEST).stat().st_mtime_ns == before
     (tmp_path / 'notes.txt').write_text('mine')
     with pytest.raises(DataError, match='is no synthetic dataset'):
-        create_dataset(out=tmp_path, **TINY)
+        create_dataset(out=tmp_path, **tiny_settings)
     assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
 
 
 @pytest.mark.parametrize(('name', 'value'), [
     ('scenes', 1), ('scenes', 11), ('keyframes', 1), ('sweeps', 10), ('image_scale', 0.0),
     ('seed', -1), ('lidar_columns', 3), ('workers', 0)])
-def test_settings_out_of_range_are_named(tmp_path: Path, name: str, value: float) -> None:
+def test_settings_out_of_range_are_named(tiny_settings: Options, tmp_path: Path, name: str,
+                                         value: float) -> None:
     with pytest.raises(ConfigError, match=f'^{name}: .* got {value}'):
-        create_dataset(out=tmp_path / 'new', **{**TINY, name: value})
+        create_dataset(out=tmp_path / 'new', **{**tiny_settings, name: value})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing_behind(tiny_settings: Options, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError('disk full')
     monkeypatch.setattr('bevfusion_enhanced.synthetic.dataset.write_map_files', fail)
     with pytest.raises(OSError, match='disk full'):
-        create_dataset(out=tmp_path / 'new', **TINY)
+        create_dataset(out=tmp_path / 'new', **tiny_settings)
     assert not list(tmp_path.iterdir())
 
 

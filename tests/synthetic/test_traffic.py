@@ -1,4 +1,4 @@
-"""The simulated traffic: nobody touches anybody, everybody moves as a body does, every class is there."""
+"""The simulated traffic: nobody touches anybody, bodies move as bodies do, every class is there."""
 import numpy as np
 import pytest
 import shapely
@@ -37,7 +37,7 @@ def test_no_two_boxes_touch_and_the_ego_touches_none(traffic: Traffic) -> None:
         first, second = tree.query(shapes, predicate='intersects')
         pairs = (first < second) & (np.minimum(first, second) < len(traffic.agents))
         assert not pairs.any(), [(traffic.agents[i].class_name, j)
-                                 for i, j in zip(first[pairs], second[pairs])]
+                                 for i, j in zip(first[pairs], second[pairs], strict=True)]
 
 
 def test_every_class_is_near_the_ego_at_every_key_frame(traffic: Traffic) -> None:
@@ -58,8 +58,8 @@ def test_bodies_move_smoothly_and_where_they_point(traffic: Traffic) -> None:
     speed = np.hypot(*np.moveaxis(np.diff(poses[..., :2], axis=1), -1, 0)) / step
     turn = np.abs(np.diff(poses[..., 2], axis=1)) / step
     assert speed.max() < 11
-    assert turn.max() < 1.6
-    vehicles = np.array([agent.class_name not in ('pedestrian',) for agent in traffic.agents])
+    vehicles = np.array([agent.class_name != 'pedestrian' for agent in traffic.agents])
+    assert turn[vehicles].max() < 1.6 and turn.max() < 6.0
     velocity = np.diff(poses[vehicles, :, :2], axis=1) / step
     heading = np.stack([np.cos(poses[vehicles, :-1, 2]), np.sin(poses[vehicles, :-1, 2])], -1)
     across = velocity[..., 0] * heading[..., 1] - velocity[..., 1] * heading[..., 0]
@@ -139,13 +139,14 @@ def test_rectangles_overlap_agrees_with_polygon_intersection() -> None:
     first, second = (rng.uniform(low, high, size=(500, 5)) for _ in range(2))
     boxes = [np.insert(r, [2, 4], 0.0, axis=1) for r in (first, second)]
     expected = [Polygon(a).intersects(Polygon(b))
-                for a, b in zip(*(corners(box) for box in boxes))]
+                for a, b in zip(*(corners(box) for box in boxes), strict=True)]
     assert 50 < np.sum(expected) < 450
     np.testing.assert_array_equal(rectangles_overlap(first, second), expected)
 
 
 def test_occupancy_keeps_the_margin_in_space_and_time() -> None:
     occupancy = Occupancy(num_times=2)
+    assert occupancy.is_free(np.zeros((2, 5)), margin=1.0)
     occupancy.add(np.array([[0.0, 0, 4, 2, 0], [10.0, 0, 4, 2, 0]]))
     beside = np.array([[0.0, 2.5, 4, 2, 0], [0.0, 2.5, 4, 2, 0]])
     assert occupancy.is_free(beside, margin=0.4)
@@ -177,7 +178,8 @@ def test_routes_join_lanes_without_jumps(town: Town) -> None:
         found += 1
         path, arc = route
         assert arc >= 29 and path.length - arc >= 59
-        np.testing.assert_allclose(path.positions(np.array([arc]))[0], graph.points[chosen], atol=1.0)
+        passed = path.positions(np.array([arc]))[0]
+        np.testing.assert_allclose(passed, graph.points[chosen], atol=1.0)
         steps = np.diff(path.positions(np.linspace(0, path.length, 200)), axis=0)
         assert np.hypot(*steps.T).max() < 1.2 * path.length / 199
     assert found > 10

@@ -1,6 +1,7 @@
 """What moves or stands in the world: the ten kinds, their sizes, colours and nuScenes vocabulary.
 
-Sizes are (length, width, height) in metres; of a barrier, as in nuScenes, the length is the thin side.
+Sizes are (length, width, height) in metres; of a barrier, as in nuScenes, the length is the thin
+side.
 """
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -88,6 +89,7 @@ class Agent:
 
     @property
     def class_name(self) -> str:
+        """Its detection class."""
         return CLASSES[self.class_id]
 
     def attribute(self, speed: float) -> str:
@@ -108,7 +110,7 @@ def draw_agent(*, name: str, rng: np.random.Generator, ridden: bool = False,
     """
     kind = KINDS[name]
     if not category:
-        names, shares = zip(*kind.categories)
+        names, shares = zip(*kind.categories, strict=True)
         category = names[int(rng.choice(len(names), p=shares))]
     size = np.array(kind.size)
     if name in _RIDER_HEIGHT:

@@ -1,7 +1,7 @@
 """Generates a whole dataset in nuScenes v1.0-mini format.
 
-The same settings give the same bytes, with any number of workers: every random choice has its own seed,
-made of the dataset's seed and of what is drawn.
+The same settings give the same bytes, with any number of workers: every random choice has its own
+seed, made of the dataset's seed and of what is drawn.
 """
 import json
 import multiprocessing
@@ -22,8 +22,12 @@ from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.progress import progress_bar, track
 from bevfusion_enhanced.synthetic.map_export import write_map_files
 from bevfusion_enhanced.synthetic.nuscenes_writer import RecordedScene, write_tables
-from bevfusion_enhanced.synthetic.plan import (KEYFRAME_INTERVAL_US, MAX_SWEEPS, ScenePlan,
-                                               plan_scenes)
+from bevfusion_enhanced.synthetic.plan import (
+    KEYFRAME_INTERVAL_US,
+    MAX_SWEEPS,
+    ScenePlan,
+    plan_scenes,
+)
 from bevfusion_enhanced.synthetic.recorder import Observation, Recorder, channel_folders
 from bevfusion_enhanced.synthetic.scene import Town
 from bevfusion_enhanced.synthetic.town import LOCATIONS, build_town
@@ -56,6 +60,7 @@ class Settings:
     lidar_columns: int
 
     def __post_init__(self) -> None:
+        """Check the ranges."""
         plan_scenes(self.scenes)
         for name, low, high in (('keyframes', 2, 60), ('sweeps', 0, MAX_SWEEPS),
                                 ('image_scale', 0.05, 1.0), ('seed', 0, 2 ** 32 - 1),
@@ -143,7 +148,7 @@ def _generate(root: Path, settings: Settings, workers: int) -> None:
                                   total=len(jobs)))
             observations = _record(root, settings, plans, traffics, in_parallel)
         scenes = [RecordedScene(plan, traffic, seen)
-                  for plan, traffic, seen in zip(plans, traffics, observations)]
+                  for plan, traffic, seen in zip(plans, traffics, observations, strict=True)]
         write_tables(root=root, scenes=scenes, seed=settings.seed, sweeps=settings.sweeps,
                      image_scale=settings.image_scale)
 
@@ -153,12 +158,13 @@ def _record(root: Path, settings: Settings, plans: Sequence[ScenePlan],
     """Write all sensor files; what was seen, by scene and key frame."""
     recorder = Recorder(root=root, seed=settings.seed, image_scale=settings.image_scale,
                         sweeps=settings.sweeps, lidar_columns=settings.lidar_columns)
-    jobs = [(recorder, plan, traffic, keyframe) for plan, traffic in zip(plans, traffics)
+    jobs = [(recorder, plan, traffic, keyframe)
+            for plan, traffic in zip(plans, traffics, strict=True)
             for keyframe in range(settings.keyframes)]
     seen: List[Observation] = []
     with progress_bar() as bar:
         task = bar.add_task('Key frames', total=len(jobs), note='')
-        for observation, job in zip(in_parallel(_record_keyframe, jobs), jobs):
+        for observation, job in zip(in_parallel(_record_keyframe, jobs), jobs, strict=True):
             seen.append(observation)
             bar.update(task, advance=1, note=job[1].name)
     count = settings.keyframes

@@ -55,7 +55,8 @@ def write_tables(*, root: Path, scenes: Sequence[RecordedScene], seed: int, swee
                                           image_scale=image_scale).build().items():
             tables[name].extend(records)
     tables['map'] = [
-        {'token': _token('map', location), 'category': 'semantic_prior', 'filename': f'maps/{filename}',
+        {'token': _token('map', location), 'category': 'semantic_prior',
+         'filename': f'maps/{filename}',
          'log_tokens': [log['token'] for log in tables['log'] if log['location'] == location]}
         for location, filename in SEMANTIC_PRIOR_NAMES.items()]
     folder = root / VERSION
@@ -76,7 +77,7 @@ def _vocabulary_tables() -> Tables:
                             'description': name.replace('.', ' is ').replace('_', ' ') + '.'}
                            for name in ATTRIBUTES]
     tables['visibility'] = [{'token': str(token), 'level': level,
-                             'description': f'{level[1:]} % of the object is visible in the images.'}
+                             'description': f'{level[1:]} % of the object is visible.'}
                             for token, level, _ in _VISIBILITY]
     tables['sensor'] = [{'token': _token('sensor', sensor.name), 'channel': sensor.name,
                          'modality': sensor.modality} for sensor in rig.nominal()]
@@ -118,7 +119,7 @@ class _SceneTables:
 
     def _sample_records(self) -> List[dict]:
         records = [{'token': token, 'timestamp': time, 'scene_token': self._token('scene')}
-                   for token, time in zip(self._samples, self._times)]
+                   for token, time in zip(self._samples, self._times, strict=True)]
         return _chained(records)
 
     def _calibrations(self) -> List[dict]:
@@ -129,7 +130,7 @@ class _SceneTables:
                 for sensor in self._sensors.values()]
 
     def _sensor_records(self) -> Tuple[List[dict], List[dict]]:
-        """sample_data (chained within each channel) and one ego_pose for each, of the same token."""
+        """sample_data, chained within each channel, and an ego_pose of the same token for each."""
         channels: Dict[str, List[dict]] = {name: [] for name in self._sensors}
         for keyframe, sample in enumerate(self._samples):
             for shot in shots(self._plan, keyframe=keyframe, sweeps=self._sweeps):
@@ -171,7 +172,7 @@ class _SceneTables:
                 self._annotation(token, agent, frame, boxes[frame, index], speed,
                                  levels[frame][index],
                                  int(self._observations[frame].num_points[index]))
-                for frame, speed in zip(seen, speeds)])
+                for frame, speed in zip(seen, speeds, strict=True)])
             instances.append({'token': token, 'category_token': _token('category', agent.category),
                               'nbr_annotations': len(track),
                               'first_annotation_token': track[0]['token'],
@@ -194,8 +195,8 @@ class _SceneTables:
     def _annotated(self, boxes: np.ndarray) -> np.ndarray:
         """(F, A) whether an agent is annotated, from boxes (F, A, 7).
 
-        From the first to the last key frame in which it is in range and the LiDAR meets it; where that
-        is a single one, also the next (or the previous), so that every track has a velocity.
+        From the first to the last key frame in which it is in range and the LiDAR meets it; where
+        that is a single one, also the next (or the previous), so that every track has a velocity.
         """
         ego = np.stack([self._traffic.ego2global(seconds(self._plan, time))[:2, 3]
                         for time in self._times])
@@ -221,7 +222,7 @@ class _SceneTables:
 
 
 def _tracked_speeds(positions: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """(n,) speeds in m/s as the devkit takes them from a track: over both neighbours where it can."""
+    """(n,) speeds in m/s as the devkit takes them: over both neighbours where there are two."""
     if len(frames) < 2:
         return np.zeros(len(frames))
     before = np.maximum(np.arange(len(frames)) - 1, 0)
@@ -234,7 +235,7 @@ def _chained(records: List[dict]) -> List[dict]:
     """The records with `prev` and `next` tokens, '' at the ends."""
     tokens = [''] + [record['token'] for record in records] + ['']
     return [{**record, 'prev': before, 'next': after}
-            for record, before, after in zip(records, tokens, tokens[2:])]
+            for record, before, after in zip(records, tokens, tokens[2:], strict=False)]
 
 
 def _quaternion(yaw: float) -> List[float]:

@@ -1,7 +1,7 @@
 """Smooth curves to drive and walk on, and routes through the lane graph.
 
-Global frame, metres; arc length s grows in driving direction; an offset across a path is positive to
-its left. Shapes: P points of a polyline, T times.
+Global frame, metres; arc length s grows in driving direction; an offset across a path is
+positive to its left. Shapes: P points of a polyline, T times.
 """
 from typing import Dict, List, Optional, Tuple
 
@@ -35,7 +35,7 @@ class Path:
 
     def positions(self, s: np.ndarray) -> np.ndarray:
         """(T, 2) points at arc lengths `s` (T,), which are clipped to the path."""
-        return np.stack([np.interp(s, self._arc, self._points[:, axis]) for axis in (0, 1)], axis=-1)
+        return np.stack([np.interp(s, self._arc, self._points[:, axis]) for axis in (0, 1)], -1)
 
     def arc_length_near(self, point: np.ndarray) -> float:
         """The arc length at which the path passes nearest to a point (2,)."""
@@ -101,7 +101,7 @@ class LaneGraph:
 
     def _extend(self, lane: str, missing: float, rng: np.random.Generator, direction: int
                 ) -> Optional[List[np.ndarray]]:
-        """Centrelines that follow (+1) or precede (-1) a lane until `missing` metres are covered."""
+        """Centrelines that follow (+1) or precede (-1) a lane, until `missing` metres are met."""
         found: List[np.ndarray] = []
         while missing > 0:
             options = (self.lanes[lane].successors if direction > 0

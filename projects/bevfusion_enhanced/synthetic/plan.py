@@ -1,8 +1,8 @@
-"""Which scenes a dataset has: their official names, so that the official splits apply, and where they lie.
+"""Which scenes a dataset has: official names, so that the official splits apply, and their places.
 
-nuScenes has one map for a location. In the real mini set Boston Seaport and Singapore Queenstown hold
-scenes of both splits; here every held-out scene lies in Queenstown and no training scene does, so that
-the streets of mini_val are never seen in training.
+nuScenes has one map for a location. In the real mini set Boston Seaport and Singapore Queenstown
+hold scenes of both splits; here every held-out scene lies in Queenstown and no training scene does,
+so that the streets of mini_val are never seen in training.
 """
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -36,13 +36,18 @@ class ScenePlan:
 
     @property
     def logfile(self) -> str:
+        """Name of the drive, with which its sensor files begin."""
         return f'sim-{self.log_date}'
 
 
-_TRAIN = (('scene-0061', 'singapore-onenorth', False), ('scene-1094', 'singapore-hollandvillage', True),
-          ('scene-0553', 'boston-seaport', False), ('scene-1077', 'singapore-hollandvillage', False),
-          ('scene-0655', 'boston-seaport', False), ('scene-0796', 'singapore-onenorth', False),
-          ('scene-1100', 'singapore-hollandvillage', True), ('scene-0757', 'boston-seaport', False))
+_TRAIN = (('scene-0061', 'singapore-onenorth', False),
+          ('scene-1094', 'singapore-hollandvillage', True),
+          ('scene-0553', 'boston-seaport', False),
+          ('scene-1077', 'singapore-hollandvillage', False),
+          ('scene-0655', 'boston-seaport', False),
+          ('scene-0796', 'singapore-onenorth', False),
+          ('scene-1100', 'singapore-hollandvillage', True),
+          ('scene-0757', 'boston-seaport', False))
 _VAL = (('scene-0103', 'singapore-queenstown', False), ('scene-0916', 'singapore-queenstown', True))
 MAX_SCENES = len(_TRAIN) + len(_VAL)
 
@@ -62,7 +67,8 @@ def plan_scenes(count: int) -> Tuple[ScenePlan, ...]:
 
 def _plan(name: str, location: str, is_night: bool, *, order: int) -> ScenePlan:
     """The scene of number `order`, which fixes its day and hour."""
-    start = _FIRST_DAY + timedelta(days=order % 20, hours=21 if is_night else 10, minutes=order % 97)
+    start = _FIRST_DAY + timedelta(days=order % 20, hours=21 if is_night else 10,
+                                   minutes=order % 97)
     return ScenePlan(name=name, location=location, is_night=is_night,
                      start_us=int(start.timestamp()) * 1_000_000,
                      log_date=start.strftime('%Y-%m-%d-%H-%M-%S%z'))

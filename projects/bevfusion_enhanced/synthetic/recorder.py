@@ -1,4 +1,4 @@
-"""What the ego vehicle's sensors write at one key frame: images, LiDAR sweeps, and what they saw of whom.
+"""What the ego vehicle's sensors write at one key frame, and what they saw of whom.
 
 Global frame, metres, seconds; time 0 is the scene's first key frame. Shapes: A agents, K boxes of a
 snapshot (the agents first), P points.
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from bevfusion_enhanced.synthetic import camera, lidar, light, rig
-from bevfusion_enhanced.synthetic.plan import (KEYFRAME_INTERVAL_US, SWEEP_INTERVAL_US, ScenePlan)
+from bevfusion_enhanced.synthetic.plan import KEYFRAME_INTERVAL_US, SWEEP_INTERVAL_US, ScenePlan
 from bevfusion_enhanced.synthetic.scene import Ground
 from bevfusion_enhanced.synthetic.traffic import Traffic
 
@@ -116,7 +116,8 @@ def scene_light(plan: ScenePlan, seed: int) -> light.Light:
     azimuth = rng.uniform(-np.pi, np.pi)
     if plan.is_night:
         return light.night(azimuth=azimuth)
-    return light.daylight(azimuth=azimuth, elevation=rng.uniform(0.5, 1.2), cloud=rng.uniform(0, 0.7))
+    return light.daylight(azimuth=azimuth, elevation=rng.uniform(0.5, 1.2),
+                          cloud=rng.uniform(0.0, 0.7))
 
 
 def count_points(points: np.ndarray, lidar2global: np.ndarray, boxes: np.ndarray) -> np.ndarray:

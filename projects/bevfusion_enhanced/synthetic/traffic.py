@@ -1,6 +1,6 @@
 """Who drives, walks and stands in a scene: the ego vehicle's drive, and everybody near it.
 
-`simulate` fills the surroundings of the ego until every class is as dense as `TARGETS` asks, and no two
+`simulate` fills the surroundings of the ego until every class is as dense as `TARGETS` asks; no two
 boxes touch at any time. Global frame, metres, seconds, yaw counter-clockwise from +x.
 Shapes: T times, A agents, B buildings, K = A + B boxes; agents come first.
 """
@@ -40,18 +40,18 @@ class Target(NamedTuple):
 
 
 TARGETS: Tuple[Target, ...] = (
-    Target('construction_vehicle', 3, 40.0, (works, works, works, in_car_park)),
-    Target('barrier', 8, 28.0, (works,)),
-    Target('traffic_cone', 8, 28.0, (works,)),
-    Target('trailer', 3, 42.0, (at_kerb, in_car_park, towing)),
-    Target('bus', 3, 42.0, (at_kerb, driving, driving)),
-    Target('truck', 4, 42.0, (at_kerb, in_car_park, driving)),
-    Target('motorcycle', 5, 36.0, (parked_cycles, driving, driving)),
-    Target('bicycle', 5, 36.0, (parked_cycles, driving, driving)),
-    Target('car', 20, 45.0, (parked, parked, driving, at_kerb)),
-    Target('pedestrian', 15, 36.0, (walking, walking, crossing, standing)),
+    Target('construction_vehicle', 2, 38.0, (works, works, works, in_car_park)),
+    Target('barrier', 6, 27.0, (works,)),
+    Target('traffic_cone', 6, 27.0, (works,)),
+    Target('trailer', 2, 42.0, (at_kerb, in_car_park, towing)),
+    Target('bus', 2, 42.0, (at_kerb, in_car_park, driving, driving)),
+    Target('truck', 3, 42.0, (at_kerb, in_car_park, driving)),
+    Target('car', 12, 42.0, (parked, driving, driving, at_kerb)),
+    Target('motorcycle', 3, 32.0, (parked_cycles, driving, driving)),
+    Target('bicycle', 3, 32.0, (parked_cycles, driving, driving)),
+    Target('pedestrian', 12, 32.0, (walking, walking, walking, walking, crossing, standing)),
 )
-"""In the order of placing: what needs much room first."""
+"""In the order of placing: what needs much room, and hides others, first."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Traffic:
                          [0.0, 0.0, 0.0, 1.0]])
 
     def agent_boxes(self, t: float) -> np.ndarray:
-        """(A, 7) boxes of the agents at time t: x, y, z of the centre, length, width, height, yaw."""
+        """(A, 7) boxes of the agents at time t: x, y, z of the centre, size, yaw."""
         poses = self._at(self.agent_poses, t)
         sizes = np.array([agent.size for agent in self.agents]).reshape(-1, 3)
         return np.concatenate([poses[:, :2], sizes[:, 2:] / 2, sizes, poses[:, 2:]], axis=-1)
@@ -140,7 +140,7 @@ def simulate(*, town: Town, seed: int, duration: float) -> Traffic:
 
 
 def fill(world: World, target: Target) -> None:
-    """Propose agents near the ego, where they are missing most, until the target or patience is met."""
+    """Propose agents where they are missing most, until the target is met or patience ends."""
     count = world.visible_count(target.name, reach=target.reach)
     for _ in range(_TRIES):
         missing = np.maximum(target.count - count, 0)
@@ -154,7 +154,7 @@ def fill(world: World, target: Target) -> None:
 
 
 def _start(town: Town, times: np.ndarray, rng: np.random.Generator) -> World:
-    """Choose the ego's route: the one of some random routes that passes most of what a map holds."""
+    """Choose the ego's route: of some random ones, that which passes most of what a map holds."""
     graph = LaneGraph(town=town)
     speed = rng.uniform(*EGO_SPEED)
     elapsed = times - times[0]

@@ -19,6 +19,7 @@ _PARKED_MARGIN = 0.15
 _HITCH = 0.8
 _AXLES = 0.3
 _LARGEST_CUT = 0.9
+_SEEN_HEIGHT = 1.5
 _CYCLES = ('bicycle', 'motorcycle')
 
 
@@ -154,4 +155,4 @@ def pick_near(world: World, points: np.ndarray, probe: int, reach: float) -> Opt
     if not len(near):
         return None
     chosen = int(near[world.rng.integers(len(near))])
-    return chosen if world.in_sight(ego[None], points[chosen][None])[0] else None
+    return chosen if world.is_seen(points[chosen], height=_SEEN_HEIGHT, probe=probe) else None

@@ -1,8 +1,9 @@
 """Proposals of people, of parked cycles, and of works at the road side.
 
-As in `vehicles.py`: each proposes agents near the ego at a probe time, or None. Global frame, metres.
+As in `vehicles.py`: each proposes agents near the ego at a probe time, or None. Global frame,
+metres.
 """
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import numpy as np
 
@@ -108,9 +109,9 @@ class _Site:
         return Proposal(self._group, 0.05)
 
 
-def _walk(world: World, paths: tuple, probe: int, reach: float, *, sideways: float
-          ) -> Optional[Proposal]:
-    """A person on one of the paths, who is near the ego at the probe and stops at the path's end."""
+def _walk(world: World, paths: Tuple[np.ndarray, ...], probe: int, reach: float, *,
+          sideways: float) -> Optional[Proposal]:
+    """A person on one of the paths, near the ego at the probe; stops at the path's end."""
     found = _point_on_path(world, paths, probe, reach)
     if found is None:
         return None
@@ -144,7 +145,8 @@ def _spot_beside_path(world: World, probe: int, reach: float, *, sideways: float
                       ahead=_STRIDE, offset=world.rng.uniform(-sideways, sideways))[0]
 
 
-def _point_on_path(world: World, paths: tuple, probe: int, reach: float):
+def _point_on_path(world: World, paths: Tuple[np.ndarray, ...], probe: int, reach: float
+                   ) -> Optional[Tuple[np.ndarray, int]]:
     """A polyline (P, 2) and the index of a point of it near the ego; None without any."""
     if not paths:
         return None

@@ -7,19 +7,24 @@ from typing import List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import shapely
-from shapely.geometry import LineString, Polygon
+from shapely.geometry import LineString
 
 from bevfusion_enhanced.synthetic.agents import Agent
 from bevfusion_enhanced.synthetic.occupancy import Occupancy, rectangles_overlap
 from bevfusion_enhanced.synthetic.paths import LaneGraph, densified
 from bevfusion_enhanced.synthetic.scene import CLASSES, Material, Town
+from bevfusion_enhanced.synthetic.sightlines import LIDAR_HEIGHT, Sightlines
 
 EGO_SIZE = (4.084, 1.730, 1.562)
 EGO_CENTRE = 1.39
 """Distance of the ego vehicle's middle ahead of its origin, the rear axle."""
 SIGHT = 120.0
 """Farther buildings are left out of a scene."""
-_EGO_MARGIN = 0.5
+_EGO_MARGIN = (4.0, 0.4)
+"""Room kept free before and behind, and beside the ego."""
+_TALL_DISTANCE = 18.0
+_MOST_HIDDEN = 2.0
+"""Agents in sight that a further one may hide, on average over the scene."""
 _LANE_CORE = 0.6
 _PAVED = (Material.ROAD, Material.CARPARK, Material.PED_CROSSING, Material.STOP_LINE,
           Material.LANE_DIVIDER, Material.ROAD_DIVIDER)
@@ -59,48 +64,50 @@ class World:
         self.walk_paths = tuple(densified(path) for path in town.walk_paths)
         self.crossing_paths = tuple(densified(path) for path in town.crossing_paths)
         self.buildings = self._buildings_in_sight()
-        self._walls = shapely.union_all([_footprint(b[[0, 1, 3, 4, 6]]) for b in self.buildings]
-                                        or [Polygon()])
+        self._walls = shapely.union_all(_footprints(self.buildings[:, [0, 1, 3, 4, 6]]))
         shapely.prepare(self._walls)
         self._lane_cores = shapely.union_all([
             LineString(lane.centreline).buffer(lane.width / 2 - _LANE_CORE, cap_style='flat')
             for lane in town.lanes.values()])
         shapely.prepare(self._lane_cores)
         self._occupancy = Occupancy(num_times=len(times))
+        self._sightlines = Sightlines(origins=ego_poses[self.probes, :2], walls=self._walls)
         heading = np.stack([np.cos(ego_poses[:, 2]), np.sin(ego_poses[:, 2])], axis=-1)
         ego = np.concatenate([ego_poses[:, :2] + EGO_CENTRE * heading, ego_poses[:, 2:]], axis=-1)
-        self._occupancy.add(_rectangles(ego, np.array(EGO_SIZE) + 2 * _EGO_MARGIN))
+        self._occupancy.add(_rectangles(ego, np.array(EGO_SIZE[:2]) + 2 * np.array(_EGO_MARGIN)))
 
     def place(self, proposal: Proposal) -> bool:
-        """Place a group where none of it touches anything at any time; else leave it out."""
+        """Place a group if none of it touches anything at any time or hides much; else nobody."""
         shapes = [_rectangles(poses, np.array(agent.size)) for agent, poses in proposal.group]
+        bodies = [(shape, agent.size[2])
+                  for (agent, _), shape in zip(proposal.group, shapes, strict=True)]
         if not all(self._occupancy.is_free(shape, margin=proposal.margin)
-                   and not self._hits_wall(shape) for shape in shapes):
+                   and not self._hits_wall(shape) and not self._fills_the_view(shape, height)
+                   for shape, height in bodies):
             return False
         for index, shape in enumerate(shapes):
             if any(rectangles_overlap(shape, other).any() for other in shapes[:index]):
                 return False
-        for shape in shapes:
+        for shape, height in bodies:
             self._occupancy.add(shape)
+            self._sightlines.add(shape[self.probes], height)
         self.placed.extend(proposal.group)
         return True
 
     def visible_count(self, name: str, *, reach: float) -> np.ndarray:
-        """(F,) agents of a class within `reach` metres of the ego and not behind a building."""
+        """(F,) agents of a class within `reach` metres of the ego that nothing hides."""
         class_id = CLASSES.index(name)
-        poses = [p.poses[self.probes, :2] for p in self.placed if p.agent.class_id == class_id]
-        if not poses:
+        group = np.array([p.agent.class_id == class_id for p in self.placed], bool)
+        if not group.any():
             return np.zeros(len(self.probes), int)
-        targets = np.stack(poses)  # (A, F, 2)
-        origins = np.broadcast_to(self.ego_poses[self.probes, :2], targets.shape)
-        near = np.hypot(*np.moveaxis(targets - origins, -1, 0)) < reach
-        near[near] = self.in_sight(origins[near], targets[near])
-        return near.sum(0)
+        positions = np.stack([p.poses[self.probes, :2] for p in self.placed])[group]  # (A, F, 2)
+        distance = np.hypot(*np.moveaxis(positions - self.ego_poses[self.probes, :2], -1, 0))
+        return ((distance < reach) & self._sightlines.seen[group]).sum(0)
 
-    def in_sight(self, origins: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """(N,) whether no building stands between points (N, 2) and (N, 2)."""
-        rays = shapely.linestrings(np.stack([origins, targets], axis=1))
-        return ~shapely.intersects(self._walls, rays)
+    def is_seen(self, point: np.ndarray, *, height: float, probe: int) -> bool:
+        """Whether something of this height at a point (2,) is seen at a probe."""
+        return bool(self._sightlines.points_seen(point[None, None], np.array([height]),
+                                                 probes=slice(probe, probe + 1))[0, 0])
 
     def still(self, x: float, y: float, yaw: float) -> np.ndarray:
         """(T, 3) poses of something that does not move."""
@@ -109,8 +116,8 @@ class World:
     def blocks_lane(self, pose: np.ndarray, size: Tuple[float, float, float]) -> bool:
         """Whether a standing box reaches into the part of a lane that vehicles drive on."""
         x, y, yaw = pose
-        footprint = _footprint(np.array([x, y, size[0], size[1], yaw]))
-        return bool(shapely.intersects(self._lane_cores, footprint))
+        footprint = _footprints(np.array([[x, y, size[0], size[1], yaw]]))
+        return bool(shapely.intersects(self._lane_cores, footprint).any())
 
     def kerb(self, *, lane: str, index: int) -> Optional[Tuple[np.ndarray, float, float]]:
         """The kerb to the right of a point of a lane.
@@ -146,9 +153,18 @@ class World:
                                          -1, 0)).min(1)
         return buildings[distance - radius < SIGHT]
 
+    def _fills_the_view(self, rectangles: np.ndarray, height: float) -> bool:
+        """Whether something tall keeps close to the ego for long, or hides too many others."""
+        distance = np.hypot(*(rectangles[:, :2] - self.ego_poses[:, :2]).T)
+        if height > LIDAR_HEIGHT and float(np.median(distance)) < _TALL_DISTANCE:
+            return True
+        hidden = self._sightlines.newly_hidden(rectangles[self.probes], height)
+        return float(hidden.sum()) > _MOST_HIDDEN * len(self.probes)
+
     def _hits_wall(self, rectangles: np.ndarray) -> bool:
-        step = 1 if np.ptp(rectangles[:, :2], axis=0).max() > 0 else len(rectangles)
-        return any(shapely.intersects(self._walls, _footprint(r)) for r in rectangles[::4 * step])
+        moves = np.ptp(rectangles[:, :2], axis=0).max() > 0
+        some = rectangles[::4] if moves else rectangles[:1]
+        return bool(shapely.intersects(self._walls, _footprints(some)).any())
 
 
 def _rectangles(poses: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -157,11 +173,10 @@ def _rectangles(poses: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.concatenate([poses[:, :2], edges, poses[:, 2:]], axis=-1)
 
 
-def _footprint(rectangle: np.ndarray) -> Polygon:
-    """The polygon of a rectangle x, y, length, width, yaw."""
-    x, y, length, width, yaw = rectangle
-    along = np.array([np.cos(yaw), np.sin(yaw)]) * length / 2
-    across = np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2
-    centre = np.array([x, y])
-    return Polygon(np.stack([centre + along + across, centre - along + across,
-                             centre - along - across, centre + along - across]))
+def _footprints(rectangles: np.ndarray) -> np.ndarray:
+    """(N,) polygons of rectangles (N, 5): x, y, length, width, yaw."""
+    length, width, yaw = rectangles[:, 2, None], rectangles[:, 3, None], rectangles[:, 4]
+    along = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1) * length / 2
+    across = np.stack([-np.sin(yaw), np.cos(yaw)], axis=-1) * width / 2
+    corners = np.stack([along + across, across - along, -along - across, along - across], axis=1)
+    return shapely.polygons(rectangles[:, None, :2] + corners)
