@@ -5,7 +5,7 @@ from pathlib import Path
 
 DESCRIPTION = """Simulate towns, traffic and sensors, and write them as a nuScenes v1.0-mini dataset
 that the nuScenes devkit and MMDetection3D read like the real one. The scenes bear the official
-names; a fifth of them, and at least one, is held out (mini_val) and takes place in a town of its own.
+names; a fifth of them, and at least one, is held out (mini_val) and lies in a town of its own.
 The same options give the same bytes. The default of 10 scenes takes less than 90 s on two cores and
 220 MB: it thins out the LiDAR to 542 columns (real: 1084), keeps the 2 sweeps before each key frame
 (real: 9) and shrinks images to 400x225 (real: 1600x900)."""

@@ -59,7 +59,7 @@ def test_bodies_move_smoothly_and_where_they_point(traffic: Traffic) -> None:
     turn = np.abs(np.diff(poses[..., 2], axis=1)) / step
     assert speed.max() < 11
     vehicles = np.array([agent.class_name != 'pedestrian' for agent in traffic.agents])
-    assert turn[vehicles].max() < 1.6 and turn.max() < 6.0
+    assert turn[vehicles].max() < 1.4 and turn.max() < 6.0
     velocity = np.diff(poses[vehicles, :, :2], axis=1) / step
     heading = np.stack([np.cos(poses[vehicles, :-1, 2]), np.sin(poses[vehicles, :-1, 2])], -1)
     across = velocity[..., 0] * heading[..., 1] - velocity[..., 1] * heading[..., 0]

@@ -114,6 +114,17 @@ class LaneGraph:
         return found
 
 
+def sideways_acceleration(poses: np.ndarray, *, step: float) -> float:
+    """The largest acceleration across its heading, in m/s^2, of a body with poses (T, 3).
+
+    Args:
+        poses: x, y, yaw without jumps.
+        step: Seconds between the poses.
+    """
+    speed = np.hypot(*np.diff(poses[:, :2], axis=0).T) / step
+    return float((np.abs(np.diff(poses[:, 2])) / step * speed).max())
+
+
 def densified(points: np.ndarray, *, step: float = 2.0) -> np.ndarray:
     """The same polyline (P, 2) with points at most `step` metres apart."""
     arc = _arc_lengths(points)

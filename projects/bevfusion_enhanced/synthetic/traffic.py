@@ -12,9 +12,16 @@ import shapely
 from shapely.geometry import LineString
 
 from bevfusion_enhanced.synthetic.agents import Agent
-from bevfusion_enhanced.synthetic.paths import LaneGraph, Path
+from bevfusion_enhanced.synthetic.paths import LaneGraph, Path, sideways_acceleration
 from bevfusion_enhanced.synthetic.scene import SCENERY, Snapshot, Town
-from bevfusion_enhanced.synthetic.vehicles import at_kerb, driving, in_car_park, parked, towing
+from bevfusion_enhanced.synthetic.vehicles import (
+    SIDEWAYS_LIMIT,
+    at_kerb,
+    driving,
+    in_car_park,
+    parked,
+    towing,
+)
 from bevfusion_enhanced.synthetic.walkers import crossing, parked_cycles, standing, walking, works
 from bevfusion_enhanced.synthetic.world import Proposal, World
 
@@ -160,7 +167,7 @@ def _start(town: Town, times: np.ndarray, rng: np.random.Generator) -> World:
     elapsed = times - times[0]
     swing, phase = rng.uniform(0.0, 0.1), rng.uniform(0, 2 * np.pi)
     arc = speed * (elapsed + swing * (np.cos(phase) - np.cos(0.7 * elapsed + phase)) / 0.7)
-    best: Optional[Path] = None
+    best: Optional[np.ndarray] = None
     best_score = -1.0
     for _ in range(_ROUTE_CANDIDATES):
         chosen = int(rng.integers(len(graph.points)))
@@ -168,14 +175,16 @@ def _start(town: Town, times: np.ndarray, rng: np.random.Generator) -> World:
                             before=0.0, after=arc[-1] + _AHEAD, rng=rng)
         if route is None:
             continue
+        poses = route[0].poses(arc + route[1], behind=0.0, ahead=WHEELBASE)
+        if sideways_acceleration(poses, step=TIME_STEP) > SIDEWAYS_LIMIT:
+            continue
         score = _interest(town, route[0], arc + route[1]) + rng.uniform(0, 0.5)
         if score > best_score:
-            best, best_score, start = route[0], score, route[1]
+            best, best_score = poses, score
     if best is None:
         raise ValueError(f'no route of {arc[-1]:.0f} m in the town of {town.location}')
-    poses = best.poses(arc + start, behind=0.0, ahead=WHEELBASE)
-    return World(town=town, rng=rng, times=times, ego_poses=poses,
-                 ego_lanes=_lanes_under(graph, poses), ego_speed=speed)
+    return World(town=town, rng=rng, times=times, ego_poses=best,
+                 ego_lanes=_lanes_under(graph, best), ego_speed=speed)
 
 
 def _interest(town: Town, path: Path, arc: np.ndarray) -> float:

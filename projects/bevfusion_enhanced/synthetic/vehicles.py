@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 
 from bevfusion_enhanced.synthetic.agents import draw_agent
-from bevfusion_enhanced.synthetic.paths import Path
+from bevfusion_enhanced.synthetic.paths import Path, sideways_acceleration
 from bevfusion_enhanced.synthetic.world import Placed, Proposal, World
 
 SPEEDS = {'bicycle': (2.8, 5.0), 'motorcycle': (4.5, 9.0)}
@@ -19,6 +19,8 @@ _PARKED_MARGIN = 0.15
 _HITCH = 0.8
 _AXLES = 0.3
 _LARGEST_CUT = 0.9
+SIDEWAYS_LIMIT = 4.5
+"""Largest acceleration in a turn, in m/s^2."""
 _SEEN_HEIGHT = 1.5
 _CYCLES = ('bicycle', 'motorcycle')
 
@@ -35,7 +37,7 @@ def driving(world: World, *, name: str, probe: int, reach: float) -> Optional[Pr
     if name in _CYCLES:
         offset = -rng.uniform(0.0, 0.8)
     poses = _poses(path, arc, agent.size[0], offset)
-    if _cuts_corner(path, arc, poses):
+    if _cuts_corner(path, arc, poses) or _too_fast(world, poses):
         return None
     return Proposal([Placed(agent, poses)], _DRIVING_MARGIN)
 
@@ -50,7 +52,7 @@ def towing(world: World, *, name: str, probe: int, reach: float) -> Optional[Pro
         return None
     path, arc = found
     pulled = _poses(path, arc - gap, trailer.size[0], 0.0)
-    if _cuts_corner(path, arc - gap, pulled):
+    if _cuts_corner(path, arc - gap, pulled) or _too_fast(world, pulled):
         return None
     return Proposal([Placed(truck, _poses(path, arc, truck.size[0], 0.0)),
                      Placed(trailer, pulled)], _DRIVING_MARGIN)
@@ -146,6 +148,12 @@ def _poses(path: Path, arc: np.ndarray, length: float, offset: float) -> np.ndar
 def _cuts_corner(path: Path, arc: np.ndarray, poses: np.ndarray) -> bool:
     """Whether a body is too long for a turn: its middle would leave the lane's."""
     return bool(np.hypot(*(poses[:, :2] - path.positions(arc)).T).max() > _LARGEST_CUT)
+
+
+def _too_fast(world: World, poses: np.ndarray) -> bool:
+    """Whether a body takes a turn faster than anybody would."""
+    step = float(world.times[1] - world.times[0])
+    return sideways_acceleration(poses, step=step) > SIDEWAYS_LIMIT
 
 
 def pick_near(world: World, points: np.ndarray, probe: int, reach: float) -> Optional[int]:
