@@ -27,8 +27,9 @@ _LOCAL_PATHS = ''  # the prefix under which MMEngine registers its reader of fil
 
 def apply() -> None:
     """Adapt MMEngine and mmcv to what is installed. Calling it again does nothing."""
-    # spconv 2.3 still uses torch.cuda.amp's old names, which torch warns of at every start.
-    warnings.filterwarnings('ignore', category=FutureWarning, module=r'spconv\.')
+    # spconv 2.3 uses torch.cuda.amp's old names and indexes with lists: torch warns at every step.
+    for category in (FutureWarning, UserWarning):
+        warnings.filterwarnings('ignore', category=category, module=r'spconv\.')
     import bevfusion_enhanced_mmcv_finder
     bevfusion_enhanced_mmcv_finder.install()
 

@@ -77,3 +77,11 @@ def test_our_checkpoint_hook_takes_the_place_of_mmengines(tmp_path):
     config = load_config(str(path))
     use_checkpoint_hook(config)
     assert config.default_hooks.checkpoint == dict(type='PartialLoadCheckpointHook', interval=3)
+
+
+def test_processes_without_a_gpu_are_torchruns(toy_config, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(ConfigError, match='use torchrun'):
+        resolve(TrainOptions(config=str(toy_config), launcher='pytorch'))

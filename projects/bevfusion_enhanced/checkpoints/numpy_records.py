@@ -29,6 +29,7 @@ class DTypeRecord:
         self.value = np.dtype(code)
 
     def __setstate__(self, state: Tuple[Any, ...]) -> None:
+        """Take the byte order; anything structured is refused."""
         if not isinstance(state, tuple) or len(state) < 8 or state[2:5] != (None, None, None):
             raise _refuse('structured dtype')
         order = state[1].decode('ascii', 'replace') if isinstance(state[1], bytes) else state[1]
@@ -42,7 +43,7 @@ class DTypeRecord:
 
 
 class ArrayRecord:
-    """What a pickle says about an array: shape, dtype, order and data, checked against each other."""
+    """What a pickle says about an array: shape, dtype, order and data, which have to agree."""
 
     def __init__(self, subtype: Any, shape: Any = (0,), typecode: Any = b'b') -> None:
         if subtype is not NDARRAY:
@@ -50,6 +51,7 @@ class ArrayRecord:
         self.value = np.zeros(0, dtype=np.int8)
 
     def __setstate__(self, state: Tuple[Any, ...]) -> None:
+        """Build the array, once its parts agree."""
         if not isinstance(state, tuple) or len(state) != 5:
             raise _refuse('array state')
         _, shape, dtype, fortran, data = state
@@ -86,6 +88,7 @@ class HistoryRecord:
         self.state: Dict[str, Any] = {}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Keep the state until it is resolved."""
         if not isinstance(state, dict):
             raise pickle.UnpicklingError('unsupported state of a HistoryBuffer')
         self.state = state
@@ -101,7 +104,7 @@ class HistoryRecord:
 
 
 def statistic(owner: Any, name: Any) -> str:
-    """What `getattr` may be used for: naming a statistic of HistoryBuffer, which is then ignored."""
+    """What `getattr` may be used for: naming a statistic of HistoryBuffer, then ignored."""
     if owner is not HistoryRecord or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(
             f'unsupported GLOBAL getattr({getattr(owner, "__name__", owner)},{name}) whose module '

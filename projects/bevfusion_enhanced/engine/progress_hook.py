@@ -37,7 +37,7 @@ class RichProgressHook(Hook):
         """Advance, and show the epoch and the loss."""
         if 'train' not in self._tasks:
             return
-        loss = float(outputs['loss']) if outputs and 'loss' in outputs else None
+        loss = float(outputs['loss'].detach()) if outputs and 'loss' in outputs else None
         note = f'epoch {runner.epoch + 1}/{runner.max_epochs}'
         self._advance('train', note if loss is None else f'{note}  loss {loss:.3f}')
 

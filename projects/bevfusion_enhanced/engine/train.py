@@ -80,7 +80,24 @@ def prepare(config: Config, path: str, *, work_dir: Optional[str], launcher: str
     config.launcher = launcher
     use_checkpoint_hook(config)
     if launcher != 'none' and not torch.cuda.is_available():
-        config.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+        use_cpu_processes(config, launcher)
+
+
+def use_cpu_processes(config: Config, launcher: str) -> None:
+    """Join processes that have no GPU, which MMEngine's own start takes for granted.
+
+    Raises:
+        ConfigError: They were started by something else than torchrun.
+    """
+    import torch
+    if launcher != 'pytorch' or 'RANK' not in os.environ:
+        raise ConfigError(f'--launcher {launcher}: without a GPU only processes started by '
+                          'torchrun can be joined; use torchrun and --launcher pytorch')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    config.setdefault('model_wrapper_cfg', dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False)))
 
 
 def enable_amp(config: Config) -> None:
