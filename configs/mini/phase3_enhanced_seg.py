@@ -3,13 +3,13 @@
 _base_ = '../phase3_enhanced_seg.py'
 
 data_root = 'data/synthetic/'
-version = 'v1.0-mini'
 point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 voxel_size = [0.2, 0.2, 0.2]
 grid_size = [512, 512, 41]  # (51.2 + 51.2) / 0.2, (5 + 3) / 0.2 + 1
 image_size = [64, 176]
 map_bound = [-50.0, 50.0, 1.0]  # 100 x 100 cells of one metre
 bev_channels = 128  # 64 + 64
+norm_cfg = dict(momentum=0.1)  # hundreds of iterations, not tens of thousands: statistics must keep up
 
 # ---- model
 model = dict(
@@ -34,13 +34,15 @@ model = dict(
                 max_voxels=[40000, 40000]),
             backbone=dict(
                 sparse_shape=grid_size,
+                norm_cfg=norm_cfg,
                 base_channels=8,
                 encoder_channels=((8, 8, 16), (16, 16, 32), (32, 32, 32), (32, 32)),
                 output_channels=32))),
     fuser=dict(in_channels=[32, 64], out_channels=64),
     decoder=dict(
-        backbone=dict(in_channels=64, out_channels=[64, 96], layer_nums=[2, 3]),
-        neck=dict(in_channels=[64, 96], out_channels=[64, 64])),
+        backbone=dict(
+            in_channels=64, out_channels=[64, 96], layer_nums=[2, 3], norm_cfg=norm_cfg),
+        neck=dict(in_channels=[64, 96], out_channels=[64, 64], norm_cfg=norm_cfg)),
     heads=dict(
         object=dict(
             num_proposals=100,
@@ -61,10 +63,9 @@ model = dict(
             grid_transform=dict(
                 input_scope=[[-51.2, 51.2, 1.6], [-51.2, 51.2, 1.6]],
                 output_scope=[map_bound, map_bound]),
-            decoder_channels=[64, 64, 32, 32])))
+            decoder_channels=[32, 32, 32, 32])))
 
 # ---- data
-metainfo = dict(version=version)
 sizes = dict(
     LoadPointsWithSweeps=dict(sweeps_num=2),
     LoadBEVMapMasks=dict(data_root=data_root, xbound=map_bound, ybound=map_bound),
@@ -78,9 +79,9 @@ test_pipeline = [dict(step, **test_sizes.get(step['type'], {})) for step in _bas
 train_dataloader = dict(
     batch_size=2,
     num_workers=1,
-    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
+    dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(
-    num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+    num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(_base_.val_evaluator[0], data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl'),

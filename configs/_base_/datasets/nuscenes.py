@@ -1,7 +1,6 @@
 # nuScenes with boxes and map masks: six cameras at 256 x 704, the LiDAR key frame and nine sweeps.
 dataset_type = 'NuScenesMultiTaskDataset'
 data_root = 'data/nuscenes/'
-version = 'v1.0-trainval'
 class_names = [
     'car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle',
     'pedestrian', 'traffic_cone'
@@ -12,7 +11,7 @@ sweeps_num = 9
 final_dim = [256, 704]
 data_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 
-metainfo = dict(classes=class_names, map_classes=map_classes, version=version)
+metainfo = dict(classes=class_names, map_classes=map_classes)
 input_modality = dict(use_lidar=True, use_camera=True)
 data_prefix = dict(
     pts='samples/LIDAR_TOP',
