@@ -155,6 +155,15 @@ def test_held_out_streets_are_unseen_in_training(nusc: NuScenes, tiny_dataset: P
             assert (mask & masks[other]).sum() / (mask | masks[other]).sum() < 0.6
 
 
+def test_scenes_of_one_town_take_place_in_different_parts_of_it() -> None:
+    plans = [plan for plan in plan_scenes(10) if plan.name in create_splits_scenes()['mini_val']]
+    settings = Settings(scenes=10, keyframes=4, sweeps=0, image_scale=0.1, seed=3,
+                        lidar_columns=542)
+    drives = [simulate_scene(plan=plan, settings=settings).ego_poses[:, :2] for plan in plans]
+    apart = np.hypot(*(drives[0][:, None] - drives[1]).reshape(-1, 2).T)
+    assert len(drives) == 2 and apart.min() > 60
+
+
 @pytest.mark.parametrize('split', SPLITS)
 def test_ground_truth_as_predictions_scores_at_the_ceiling(nusc: NuScenes, split: str,
                                                            tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def simulate_scene(*, plan: ScenePlan, settings: Settings) -> Traffic:
     """The traffic of one scene of the dataset with these settings."""
     duration = (settings.keyframes - 1) * KEYFRAME_INTERVAL_US * 1e-6
     return simulate(town=_town(plan.location, settings.seed), duration=duration,
+                    bearing=plan.bearing,
                     seed=zlib.crc32(f'{settings.seed}/{plan.name}'.encode()))
 
 

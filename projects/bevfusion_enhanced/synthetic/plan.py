@@ -4,6 +4,7 @@ nuScenes has one map for a location. In the real mini set Boston Seaport and Sin
 hold scenes of both splits; here every held-out scene lies in Queenstown and no training scene does,
 so that the streets of mini_val are never seen in training.
 """
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Tuple
@@ -26,12 +27,15 @@ class ScenePlan:
         location: Official location name.
         is_night: Whether it is dark.
         start_us: Time of the first key frame in microseconds.
+        bearing: Direction from the middle of the town to where in it the scene takes place, in
+            radians counter-clockwise from east; scenes of one town keep apart.
         log_date: Local date and time of the start, as in nuScenes' log files.
     """
     name: str
     location: str
     is_night: bool
     start_us: int
+    bearing: float
     log_date: str
 
     @property
@@ -69,6 +73,8 @@ def _plan(name: str, location: str, is_night: bool, *, order: int) -> ScenePlan:
     """The scene of number `order`, which fixes its day and hour."""
     start = _FIRST_DAY + timedelta(days=order % 20, hours=21 if is_night else 10,
                                    minutes=order % 97)
+    neighbours = [scene[0] for scene in _TRAIN + _VAL if scene[1] == location]
     return ScenePlan(name=name, location=location, is_night=is_night,
+                     bearing=2 * math.pi * neighbours.index(name) / len(neighbours),
                      start_us=int(start.timestamp()) * 1_000_000,
                      log_date=start.strftime('%Y-%m-%d-%H-%M-%S%z'))

@@ -21,6 +21,7 @@ _AXLES = 0.3
 _LARGEST_CUT = 0.9
 SIDEWAYS_LIMIT = 4.5
 """Largest acceleration in a turn, in m/s^2."""
+_DRAWS = 12
 _SEEN_HEIGHT = 1.5
 _CYCLES = ('bicycle', 'motorcycle')
 
@@ -157,10 +158,11 @@ def _too_fast(world: World, poses: np.ndarray) -> bool:
 
 
 def pick_near(world: World, points: np.ndarray, probe: int, reach: float) -> Optional[int]:
-    """Index of a random one of points (N, 2) that the ego can see at a probe; None without any."""
+    """Index of a random one of points (N, 2) the ego sees at a probe; None if none is found."""
     ego = world.ego_poses[world.probes[probe], :2]
     near = np.flatnonzero(np.hypot(*(points - ego).T) < reach)
     if not len(near):
         return None
-    chosen = int(near[world.rng.integers(len(near))])
-    return chosen if world.is_seen(points[chosen], height=_SEEN_HEIGHT, probe=probe) else None
+    drawn = near[world.rng.integers(len(near), size=_DRAWS)]
+    seen = world.are_seen(points[drawn], height=_SEEN_HEIGHT, probe=probe)
+    return int(drawn[np.argmax(seen)]) if seen.any() else None

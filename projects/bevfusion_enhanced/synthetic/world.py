@@ -104,10 +104,11 @@ class World:
         distance = np.hypot(*np.moveaxis(positions - self.ego_poses[self.probes, :2], -1, 0))
         return ((distance < reach) & self._sightlines.seen[group]).sum(0)
 
-    def is_seen(self, point: np.ndarray, *, height: float, probe: int) -> bool:
-        """Whether something of this height at a point (2,) is seen at a probe."""
-        return bool(self._sightlines.points_seen(point[None, None], np.array([height]),
-                                                 probes=slice(probe, probe + 1))[0, 0])
+    def are_seen(self, points: np.ndarray, *, height: float, probe: int) -> np.ndarray:
+        """(N,) whether something of this height at points (N, 2) is seen at a probe."""
+        heights = np.full(len(points), height)
+        return self._sightlines.points_seen(points[:, None], heights,
+                                            probes=slice(probe, probe + 1))[:, 0]
 
     def still(self, x: float, y: float, yaw: float) -> np.ndarray:
         """(T, 3) poses of something that does not move."""
