@@ -155,6 +155,19 @@ def test_held_out_streets_are_unseen_in_training(nusc: NuScenes, tiny_dataset: P
             assert (mask & masks[other]).sum() / (mask | masks[other]).sum() < 0.6
 
 
+def test_every_map_class_lies_around_the_ego_in_both_splits(nusc: NuScenes,
+                                                            tiny_dataset: Path) -> None:
+    layers = ['drivable_area', 'ped_crossing', 'walkway', 'stop_line', 'carpark_area',
+              'road_divider', 'lane_divider']
+    for scene in nusc.scene:
+        location = nusc.get('log', scene['log_token'])['location']
+        town_map = NuScenesMap(dataroot=str(tiny_dataset), map_name=location)
+        sample = nusc.get('sample', scene['first_sample_token'])
+        x, y, _ = nusc.get('ego_pose', sample['data']['LIDAR_TOP'])['translation']
+        mask = town_map.get_map_mask((x, y, 100, 100), 1.0, layers, (200, 200)).any(axis=(1, 2))
+        assert mask[:5].all() and mask[5:].any()
+
+
 def test_scenes_of_one_town_take_place_in_different_parts_of_it() -> None:
     plans = [plan for plan in plan_scenes(10) if plan.name in create_splits_scenes()['mini_val']]
     settings = Settings(scenes=10, keyframes=4, sweeps=0, image_scale=0.1, seed=3,

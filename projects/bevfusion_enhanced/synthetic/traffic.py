@@ -22,7 +22,8 @@ from bevfusion_enhanced.synthetic.vehicles import (
     parked,
     towing,
 )
-from bevfusion_enhanced.synthetic.walkers import crossing, parked_cycles, standing, walking, works
+from bevfusion_enhanced.synthetic.walkers import crossing, parked_cycles, standing, walking
+from bevfusion_enhanced.synthetic.works import works
 from bevfusion_enhanced.synthetic.world import Proposal, World
 
 TIME_STEP = 0.05

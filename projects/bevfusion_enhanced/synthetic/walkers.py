@@ -1,4 +1,4 @@
-"""Proposals of people, of parked cycles, and of works at the road side.
+"""Proposals of people and of parked cycles.
 
 As in `vehicles.py`: each proposes agents near the ego at a probe time, or None. Global frame,
 metres.
@@ -7,7 +7,7 @@ from typing import List, Optional, Tuple
 
 import numpy as np
 
-from bevfusion_enhanced.synthetic.agents import Agent, draw_agent
+from bevfusion_enhanced.synthetic.agents import draw_agent
 from bevfusion_enhanced.synthetic.paths import Path
 from bevfusion_enhanced.synthetic.vehicles import pick_near
 from bevfusion_enhanced.synthetic.world import Placed, Proposal, World
@@ -51,62 +51,6 @@ def parked_cycles(world: World, *, name: str, probe: int, reach: float) -> Optio
         px, py = np.array([x, y]) + 1.25 * index * along
         group.append(Placed(agent, world.still(px, py, yaw + np.pi / 2 + lean)))
     return Proposal(group, _PERSON_MARGIN)
-
-
-def works(world: World, *, name: str, probe: int, reach: float) -> Optional[Proposal]:
-    """A building site behind the kerb: barriers and cones towards the road, a machine, workers.
-
-    Site frame: u along the lane, v away from the road, origin on the kerb.
-    """
-    rng, graph = world.rng, world.graph
-    chosen = pick_near(world, graph.points, probe, reach)
-    kerb = None if chosen is None else world.kerb(lane=graph.point_lane[chosen],
-                                                  index=int(graph.point_index[chosen]))
-    if kerb is None:
-        return None
-    origin, yaw, _ = kerb
-    site = _Site(world, origin, yaw)
-    count = int(rng.integers(3, 6))
-    first = -1.325 * (count - 1)
-    for index in range(count):
-        site.add(draw_agent(name='barrier', rng=rng), first + 2.65 * index, 0.45,
-                 np.pi / 2 + rng.uniform(-0.04, 0.04))
-    for index in range(int(rng.integers(2, 4))):
-        site.add(draw_agent(name='traffic_cone', rng=rng), first - 2.3 - 1.5 * index,
-                 0.5 + 0.25 * index + rng.uniform(-0.1, 0.1), rng.uniform(-np.pi, np.pi))
-    for index in range(int(rng.integers(1, 3))):
-        site.add(draw_agent(name='traffic_cone', rng=rng), -first + 2.3 + 1.5 * index,
-                 0.5 + 0.25 * index + rng.uniform(-0.1, 0.1), rng.uniform(-np.pi, np.pi))
-    if name == 'construction_vehicle':
-        machine = draw_agent(name=name, rng=rng)
-        site.add(machine, rng.uniform(-1.0, 1.0), 1.15 + machine.size[1] / 2,
-                 rng.uniform(-0.08, 0.08) + np.pi * rng.integers(2))
-    for side in (-1, 1)[:int(rng.integers(1, 3))]:
-        worker = draw_agent(name='pedestrian', rng=rng,
-                            category='human.pedestrian.construction_worker')
-        site.add(worker, side * rng.uniform(4.8, 6.0), rng.uniform(1.4, 2.4),
-                 rng.uniform(-np.pi, np.pi))
-    return site.proposal()
-
-
-class _Site:
-    """Collects what stands at the works, in their own frame."""
-
-    def __init__(self, world: World, origin: np.ndarray, yaw: float) -> None:
-        self._world, self._origin, self._yaw = world, origin, yaw
-        self._along = np.array([np.cos(yaw), np.sin(yaw)])
-        self._away = np.array([np.sin(yaw), -np.cos(yaw)])
-        self._group: List[Placed] = []
-
-    def add(self, agent: Agent, u: float, v: float, turn: float) -> None:
-        x, y = self._origin + u * self._along + v * self._away
-        self._group.append(Placed(agent, self._world.still(x, y, self._yaw + turn)))
-
-    def proposal(self) -> Optional[Proposal]:
-        """None where something would stand on a lane (the road bends, or a junction is near)."""
-        if any(self._world.blocks_lane(poses[0], agent.size) for agent, poses in self._group):
-            return None
-        return Proposal(self._group, 0.05)
 
 
 def _walk(world: World, paths: Tuple[np.ndarray, ...], probe: int, reach: float, *,
