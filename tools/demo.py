@@ -18,11 +18,12 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
+from rich.console import Console
+
 from bevfusion_enhanced.engine.cli import run_cli
 from bevfusion_enhanced.errors import CheckpointError, DataError
 from bevfusion_enhanced.experiments.comparison import Summary, make_table, read_metrics, summarise
 from bevfusion_enhanced.synthetic.dataset import MANIFEST, REVISION
-from rich.console import Console
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = {'phase3': 'configs/mini/phase3_enhanced_seg.py',

@@ -2,7 +2,7 @@
 
     python3 tools/install.py [--venv .venv]
 
-Standard library only. Uses uv, fetched with pip where it is missing, and pip where uv cannot be had.
+Standard library only. Uses uv, fetched with pip where it is missing, or pip itself.
 A second call finds the finished environment and returns at once. A compiled mmcv that is already in
 the environment is left alone: mmcv-lite is then taken off the list.
 """
@@ -59,8 +59,8 @@ def create(venv: Path) -> None:
     """Create the environment with a supported Python, or say which ones are."""
     python = find_supported_python()
     if python is None:
-        sys.exit(f'error: Python {sys.version.split()[0]} is not supported; install Python 3.10, 3.11 '
-                 'or 3.12 and run `make PYTHON=/path/to/python3.11 ...`')
+        sys.exit(f'error: Python {sys.version.split()[0]} is not supported; install Python 3.10, '
+                 '3.11 or 3.12 and run `make PYTHON=/path/to/python3.11 ...`')
     uv = shutil.which('uv')
     command = [uv, 'venv', '--quiet', '--python', python, str(venv)] if uv else [
         python, '-m', 'venv', str(venv)]
@@ -88,15 +88,17 @@ def install(venv: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         lock = Path(folder) / 'lock.txt'
         lock.write_text(locked_requirements(python))
-        print(f'installing {LOCK.relative_to(ROOT)} into {venv} with {"uv" if uv else "pip"}', flush=True)
+        print(f'installing {LOCK.relative_to(ROOT)} into {venv} with {"uv" if uv else "pip"}',
+              flush=True)
         for arguments in (['--no-deps', '-r', str(lock)],
                           ['--no-deps', '--no-build-isolation', '-e', str(ROOT)]):
             if subprocess.run([*installer, *arguments]).returncode != 0:
-                sys.exit(f'error: {" ".join(map(str, arguments))} could not be installed into {venv}; '
-                         'the reason stands above. Running the same command again goes on from here')
+                sys.exit(f'error: {" ".join(arguments)} could not be installed into {venv}; the '
+                         'reason stands above. The same command goes on from here')
 
 
 def main() -> None:
+    """Install, unless the environment already holds what the requirements say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv')
     venv = parser.parse_args().venv

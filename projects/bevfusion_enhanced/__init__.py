@@ -1,4 +1,4 @@
-"""Joint 3D detection and BEV map segmentation for MMDetection3D; importing registers every module."""
+"""Joint 3D detection and BEV map segmentation; importing it registers every module."""
 from bevfusion_enhanced import compat
 
 compat.apply()  # before anything that imports mmcv or MMDetection3D

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something the user asked for is missing or wrong. The command line prints only the message."""
+    """Something asked for is missing or wrong; the command line prints only the message."""
 
 
 class ConfigError(UserError):
@@ -10,7 +10,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A dataset root, an info file or a sensor file; names the file and, where known, the sample."""
+    """A dataset root, info file or sensor file; names the file and, where known, the sample."""
 
 
 class CheckpointError(UserError):

@@ -1,4 +1,4 @@
-"""Every config builds; derived configs differ from their bases in what they say and nothing else."""
+"""Every config builds; derived configs differ from their bases in what they say alone."""
 import resource
 import subprocess
 import sys
@@ -18,7 +18,7 @@ CONFIGS = sorted(path.relative_to(REPO / 'configs').as_posix()
                  for path in (REPO / 'configs').rglob('*.py') if '_base_' not in path.parts)
 PHASES = ('phase3_enhanced_seg.py', 'phase4a_task_gca.py')
 
-# What a config at toy sizes may change: sizes, places of data, and what follows from few iterations.
+# What a config at toy sizes may change: sizes, places of data, what follows from few iterations.
 SIZES = {
     'embed_dims', 'depths', 'num_heads', 'drop_path_rate', 'in_channels', 'out_channels',
     'base_channels', 'encoder_channels', 'output_channels', 'layer_nums', 'hidden_channel',
@@ -26,6 +26,7 @@ SIZES = {
     'grid_size', 'voxel_size', 'point_cloud_range', 'pc_range', 'max_voxels', 'image_size',
     'feature_size', 'xbound', 'ybound', 'dbound', 'input_scope', 'output_scope', 'final_dim',
     'resize_lim', 'sweeps_num', 'pad_size_divisor', 'batch_size', 'num_workers', 'momentum',
+    'dropout', 'ffn_drop', 'rot_range', 'scale_ratio_range', 'translation_std', 'encoder_paddings',
     'max_epochs', 'val_interval', 'interval', 'window_size', 'T_max', 'end', 'lr',
 }
 PLACES = {'data_root', 'ann_file'}
@@ -115,7 +116,8 @@ train_dataloader = dict(
 val_dataloader = dict(one, dataset=dict(data_root=data_root, pipeline=test_pipeline, indices=[1]))
 test_dataloader = val_dataloader
 val_evaluator = [
-    dict(_base_.val_evaluator[0], data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl'),
+    dict(_base_.val_evaluator[0],
+         data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl'),
     _base_.val_evaluator[1]]
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1, val_interval=1)
@@ -129,8 +131,8 @@ def test_phase4a_at_full_size_trains_and_predicts_on_a_cpu(mini_nuscenes: Path,
     config.write_text(FULL_SIZE_RUN.format(
         base=str(REPO / 'configs/phase4a_task_gca.py'), root=f'{mini_nuscenes}/'))
     run = subprocess.run(
-        [sys.executable, str(REPO / 'tools/train.py'), str(config), '--work-dir', str(tmp_path / 'run')],
-        capture_output=True, text=True)
+        [sys.executable, str(REPO / 'tools/train.py'), str(config),
+         '--work-dir', str(tmp_path / 'run')], capture_output=True, text=True)
     log = run.stdout + run.stderr
     assert run.returncode == 0, log[-3000:]
     assert 'Epoch(train) [1][2/2]' in log and 'loss/map/divider' in log

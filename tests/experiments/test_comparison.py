@@ -3,6 +3,8 @@ import json
 import re
 
 import pytest
+from rich.console import Console
+
 from bevfusion_enhanced.errors import DataError
 from bevfusion_enhanced.experiments.comparison import (
     make_table,
@@ -10,7 +12,6 @@ from bevfusion_enhanced.experiments.comparison import (
     rows_of,
     summarise,
 )
-from rich.console import Console
 
 METRICS = {
     'object/mAP': 0.25, 'object/NDS': 0.375, 'object/mATE': 0.5, 'object/mASE': 0.25,

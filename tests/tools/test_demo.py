@@ -7,10 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from bevfusion_enhanced.engine.cli import run_cli
-from bevfusion_enhanced.errors import CheckpointError, DataError
 from mmengine.config import Config
 from rich.console import Console
+
+from bevfusion_enhanced.engine.cli import run_cli
+from bevfusion_enhanced.errors import CheckpointError, DataError
 
 
 @pytest.fixture(scope='module')

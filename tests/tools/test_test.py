@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import toy
+
 from bevfusion_enhanced.checkpoints import read_checkpoint, write_checkpoint
 
 TEST = toy.REPO / 'tools' / 'test.py'

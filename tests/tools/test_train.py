@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 import toy
 
 TRAIN = toy.REPO / 'tools' / 'train.py'

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+
 from bevfusion_enhanced.visualization.bev import (
     MARGIN,
     TITLE_HEIGHT,
@@ -9,7 +11,6 @@ from bevfusion_enhanced.visualization.bev import (
 )
 from bevfusion_enhanced.visualization.boxes import DrawnBoxes, boxes_from
 from bevfusion_enhanced.visualization.palette import BACKGROUND, MAP_COLOURS
-from matplotlib.colors import to_rgb
 
 from .conftest import MAP_CLASSES, lidar_boxes
 

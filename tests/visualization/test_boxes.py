@@ -1,8 +1,9 @@
 import numpy as np
 import torch
-from bevfusion_enhanced.visualization.boxes import boxes_from, predicted_boxes, true_boxes
 from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import InstanceData
+
+from bevfusion_enhanced.visualization.boxes import boxes_from, predicted_boxes, true_boxes
 
 from .conftest import lidar_boxes
 

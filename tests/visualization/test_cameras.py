@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from bevfusion_enhanced.errors import DataError
 from bevfusion_enhanced.visualization.boxes import DrawnBoxes, boxes_from
 from bevfusion_enhanced.visualization.cameras import (

@@ -3,6 +3,12 @@ from typing import List
 import numpy as np
 import pytest
 import torch
+from mmdet3d.registry import HOOKS
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
 from bevfusion_enhanced.datasets.transforms.map_masks import LoadBEVMapMasks
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.visualization.hook import (
@@ -11,11 +17,6 @@ from bevfusion_enhanced.visualization.hook import (
     map_view,
     picture_name,
 )
-from mmdet3d.registry import HOOKS
-from mmengine.dataset import BaseDataset
-from mmengine.model import BaseModel
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from .conftest import CLASSES, MAP_CLASSES
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from bevfusion_enhanced.visualization.palette import (
     MAP_COLOURS,
     OBJECT_COLOURS,

@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from mmdet3d.structures import Det3DDataSample
+
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.visualization.boxes import true_boxes
 from bevfusion_enhanced.visualization.cameras import project_boxes
@@ -15,7 +17,6 @@ from bevfusion_enhanced.visualization.sample_picture import (
     draw_sample,
     read_points,
 )
-from mmdet3d.structures import Det3DDataSample
 
 from .conftest import CLASSES, MAP_CLASSES, lidar_boxes
 

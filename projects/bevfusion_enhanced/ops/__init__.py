@@ -1,0 +1,1 @@
+"""Operators: plain PyTorch, one file each."""

@@ -1,7 +1,7 @@
-"""The records that the simulator's parts hand to each other: town, agents, one instant of the world.
+"""The records that the simulator's parts hand to each other: a town, one instant of its world.
 
-Frames and units, everywhere in `synthetic/`: metres, seconds, radians. The global frame of a town has
-x east, y north, z up, its origin at the south-west corner and the ground at z = 0. Yaw is
+Frames and units, everywhere in `synthetic/`: metres, seconds, radians. The global frame of a town
+has x east, y north, z up, its origin at the south-west corner and the ground at z = 0. Yaw is
 counter-clockwise from global +x; a box of yaw 0 has its length along x. Sizes are (length, width,
 height); nuScenes' (width, length, height) appears only where tables are written.
 """
@@ -21,7 +21,7 @@ SCENERY = -1
 
 
 class Material(IntEnum):
-    """What the ground is made of, drawn from the vector map; later members are painted over earlier."""
+    """What the ground is made of, from the vector map; later members are painted over earlier."""
     TERRAIN = 0
     ROAD = 1
     CARPARK = 2
@@ -49,8 +49,8 @@ class Lane:
 
 @dataclass(frozen=True)
 class Ground:
-    """The ground as a raster: `labels[row, column]` is the `Material` at x = (column + 0.5) * resolution,
-    y = (row + 0.5) * resolution (row 0 is the south edge).
+    """The ground as a raster: `labels[row, column]` is the `Material` at
+    x = (column + 0.5) * resolution, y = (row + 0.5) * resolution (row 0 is the south edge).
     """
     labels: np.ndarray
     resolution: float
