@@ -1,6 +1,5 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CKPT [--show-dir DIR] [...]."""
 import argparse
-import os
 import sys
 from typing import List, Optional
 
@@ -26,9 +25,6 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, evaluate, and return the exit status."""
     args = parse_args(argv)
-    # Read when torch is loaded. torch and spconv bring an OpenMP pool each; threads that wait must
-    # not spin for long, or the pools take the cores from each other (a quarter of a step on two).
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     from bevfusion_enhanced.engine.cli import run_cli
     from bevfusion_enhanced.engine.evaluate import EvaluateOptions, evaluate
     from bevfusion_enhanced.engine.train import set_local_rank

@@ -1,6 +1,5 @@
 """Train a config: python tools/train.py CONFIG [--load-from CKPT ...] [--resume [CKPT]] [...]."""
 import argparse
-import os
 import sys
 from typing import List, Optional
 
@@ -30,9 +29,6 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, train, and return the exit status."""
     args = parse_args(argv)
-    # Read when torch is loaded. torch and spconv bring an OpenMP pool each; threads that wait must
-    # not spin for long, or the pools take the cores from each other (a quarter of a step on two).
-    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     from bevfusion_enhanced.engine.cli import run_cli
     from bevfusion_enhanced.engine.train import TrainOptions, set_local_rank, train
     set_local_rank(args.local_rank)
