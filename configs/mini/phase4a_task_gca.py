@@ -2,7 +2,7 @@
 # for as many epochs as the demo has time for.
 _base_ = './phase3_enhanced_seg.py'
 
-max_epochs = 7
+max_epochs = 6
 
 model = dict(
     task_gca=dict(mode='task_specific', in_channels={{_base_.bev_channels}}, reduction=4))
