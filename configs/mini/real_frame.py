@@ -45,6 +45,7 @@ test_cfg = None
 frame_dataset = dict(  # the same frame as in testing, to predict on
     _base_.val_dataloader.dataset, pipeline=test_pipeline, **frame)
 
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_cfg = dict(max_epochs=1)
 param_scheduler = [
     _base_.param_scheduler[0],

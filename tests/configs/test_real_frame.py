@@ -35,10 +35,10 @@ def test_one_real_frame_is_learnt_by_heart(repo: Path, shared: Path, tmp_path: P
     assert losses[-5:].mean() < 0.2 * losses[0]
 
     predicted = predict_the_frame(runner, config)
-    info = mmengine.load(f'{root}{config.ann_file}')['data_list'][0]
-    annotated = np.array([instance['bbox_3d'][:2] for instance in info['instances']
+    instances = mmengine.load(f'{root}{config.ann_file}')['data_list'][0]['instances']
+    annotated = np.array([instance['bbox_3d'][:2] for instance in instances
                           if instance['num_lidar_pts'] >= 5])
-    best = predicted.scores_3d.argsort(descending=True)[:len(annotated)]
+    best = predicted.scores_3d.argsort(descending=True)[:len(instances)]  # as many as are true
     centres = predicted.bboxes_3d.gravity_center[best, :2].numpy()
     assert share_matched(annotated, centres, within=2.0) >= 0.5
 
