@@ -116,10 +116,10 @@ def check_files(dataset: Mapping[str, Any], *, where: str) -> None:
         path = Path(root or '', ann_file).expanduser()
         if not path.is_file():
             raise DataError(f'{where}.ann_file: info file {path} does not exist; write it with '
-                            f'tools/create_data.py {root or "<data root>"}')
+                            f'tools/create_data.py --root-path {root or "DATA_ROOT"}')
         if path.stat().st_size == 0:
             raise DataError(f'{where}.ann_file: info file {path} is empty; write it again with '
-                            f'tools/create_data.py {root or "<data root>"}')
+                            f'tools/create_data.py --root-path {root or "DATA_ROOT"}')
 
 
 def check_class_names(classes: Sequence[str], known: Sequence[str], *, where: str) -> None:
