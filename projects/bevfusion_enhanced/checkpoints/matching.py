@@ -104,11 +104,6 @@ class LoadReport:
         return not self.missing and not self.mismatched
 
     @property
-    def identical(self) -> bool:
-        """Whether the names and shapes of both sides are the same."""
-        return self.complete and not self.unexpected
-
-    @property
     def fresh(self) -> Tuple[str, ...]:
         """Names of the model's tensors that keep their own initialisation."""
         return tuple(record.key for record in (*self.missing, *self.mismatched))
