@@ -4,7 +4,6 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mmdet3d.registry import HOOKS
 from mmengine.dist import master_only
-from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -23,14 +22,14 @@ from ..checkpoints.matching import (
 from ..checkpoints.state_dict import weights_of
 from ..checkpoints.storage import read_checkpoint
 from ..errors import CheckpointError, ConfigError
-from . import file_backend
+from .checkpoint_saving import SafeCheckpointHook
 from .run_folder import find_newest, refuse_overwriting, refuse_used_folder
 
 _LOAD, _RESUME, _TEST = 'load', 'resume', 'test'
 
 
 @HOOKS.register_module()
-class PartialLoadCheckpointHook(CheckpointHook):
+class PartialLoadCheckpointHook(SafeCheckpointHook):
     """MMEngine's CheckpointHook, for models whose architecture changes between runs.
 
     - `load_from` takes every tensor that fits by name and shape, leaves the rest at its own
@@ -38,38 +37,26 @@ class PartialLoadCheckpointHook(CheckpointHook):
       folder. It may be a list: each module then comes from the first file that holds it.
     - `resume` goes on as if never stopped; see `on_architecture_change` for when it cannot.
     - Before a test every tensor of the model has to be found.
-    - Checkpoints are written whole or not at all, carry a fingerprint of what was trained, and
-      never overwrite those of an earlier run.
+    - Checkpoints carry a fingerprint of what was trained, and never overwrite those of an earlier
+      run.
 
     Args:
-        interval: Save every so many epochs (iterations, where `by_epoch` is false).
-        by_epoch: Whether `interval` counts epochs.
-        save_optimizer: Save the optimizer's state; needed to resume.
-        save_param_scheduler: Save the schedulers' state; needed to resume.
-        out_dir: Where checkpoints go, in a folder named after the work dir; the work dir itself
-            when left out.
-        max_keep_ckpts: Delete the oldest checkpoints beyond this number; -1 keeps all.
-        save_last: Save after the last epoch too, whatever the interval.
-        save_best: Metrics of which the best checkpoint is kept.
-        rule: 'greater' or 'less' for each of `save_best`.
-        filename_tmpl: Name of a checkpoint file, with one `{}`.
-        published_keys: Entries of the file that is published after training; none when left out.
-        save_begin: Number of epochs or iterations before the first checkpoint.
-        backend_args: MMEngine's choice of storage; the local disk when left out.
         on_architecture_change: What an explicit `resume` from another architecture does: 'load'
             treats it as `load_from` and says so, 'error' stops. An automatic one always stops.
+        interval: This and the following: see `SafeCheckpointHook`.
 
     Raises:
         ConfigError: `on_architecture_change` is neither.
     """
 
-    def __init__(self, *, interval: int = -1, by_epoch: bool = True, save_optimizer: bool = True,
+    def __init__(self, *, on_architecture_change: str = 'load', interval: int = -1,
+                 by_epoch: bool = True, save_optimizer: bool = True,
                  save_param_scheduler: bool = True, out_dir: Optional[str] = None,
                  max_keep_ckpts: int = -1, save_last: bool = True,
                  save_best: Union[str, List[str], None] = None,
                  rule: Union[str, List[str], None] = None, filename_tmpl: Optional[str] = None,
                  published_keys: Union[str, List[str], None] = None, save_begin: int = 0,
-                 backend_args: Optional[dict] = None, on_architecture_change: str = 'load') -> None:
+                 backend_args: Optional[dict] = None) -> None:
         if on_architecture_change not in ('load', 'error'):
             raise ConfigError('PartialLoadCheckpointHook.on_architecture_change is '
                               f'{on_architecture_change!r}; choose load or error')
@@ -78,7 +65,7 @@ class PartialLoadCheckpointHook(CheckpointHook):
             save_param_scheduler=save_param_scheduler, out_dir=out_dir,
             max_keep_ckpts=max_keep_ckpts, save_last=save_last, save_best=save_best, rule=rule,
             filename_tmpl=filename_tmpl, published_keys=published_keys, save_begin=save_begin,
-            backend_args=backend_args or dict(backend=file_backend.NAME))
+            backend_args=backend_args)
         self.on_architecture_change = on_architecture_change
         self._mode = _LOAD
         self._sources: List[str] = []
