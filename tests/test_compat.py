@@ -56,3 +56,9 @@ def test_downloads_are_read_safely_too(tmp_path, capsys):
         compat.load_url(f'{url}/evil.pth', model_dir=str(kept))
     assert 'executed\n' not in capsys.readouterr().out
     assert mmengine_checkpoint.load_url is compat.load_url
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU the kernels are described')
+def test_without_a_gpu_no_kernel_of_spconv_is_described():
+    import spconv.algo
+    assert not spconv.algo.CONV.all_desps

@@ -30,6 +30,7 @@ def apply() -> None:
     # spconv 2.3 uses torch.cuda.amp's old names and indexes with lists: torch warns at every step.
     for category in (FutureWarning, UserWarning):
         warnings.filterwarnings('ignore', category=category, module=r'spconv\.')
+    skip_gpu_kernels_of_spconv()
     import bevfusion_enhanced_mmcv_finder
     bevfusion_enhanced_mmcv_finder.install()
 
@@ -38,6 +39,18 @@ def apply() -> None:
         checkpoint.CheckpointLoader.register_scheme(_LOCAL_PATHS, load_from_local, force=True)
         checkpoint.load_from_local = load_from_local
         checkpoint.load_url = load_url
+
+
+def skip_gpu_kernels_of_spconv() -> None:
+    """Without a GPU, spare spconv's import the five seconds of describing its 1,456 CUDA kernels.
+
+    Its CPU path multiplies matrices with torch and never looks a kernel up.
+    """
+    if torch.cuda.is_available() or 'spconv.algo' in sys.modules:
+        return
+    import spconv.core
+    spconv.core.ALL_IMPGEMM_PARAMS = []
+    spconv.core.ALL_NATIVE_PARAMS = []
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
