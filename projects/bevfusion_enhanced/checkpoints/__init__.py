@@ -1,11 +1,23 @@
 """Checkpoints as pure functions on files and state dicts; nothing here knows a runner."""
-from .fingerprint import architecture_hash, explain_change, make_fingerprint
-from .matching import LoadReport, combine, fill, match, require_complete, require_related
-from .state_dict import weights_of
-from .storage import read_checkpoint, verify_checkpoint, write_checkpoint
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    'LoadReport', 'architecture_hash', 'combine', 'explain_change', 'fill', 'make_fingerprint',
-    'match', 'read_checkpoint', 'require_complete', 'require_related', 'verify_checkpoint',
-    'weights_of', 'write_checkpoint',
-]
+# Read when asked for: comparing two configs needs no torch, which takes seconds to import.
+_HOMES = {
+    'LoadReport': 'matching', 'combine': 'matching', 'fill': 'matching', 'match': 'matching',
+    'require_complete': 'matching', 'require_related': 'matching',
+    'Change': 'explain', 'explain_change': 'explain', 'safe_to_resume': 'explain',
+    'architecture_hash': 'fingerprint', 'explain_tensors': 'fingerprint',
+    'fingerprint_of': 'fingerprint', 'info_digests': 'fingerprint',
+    'make_fingerprint': 'fingerprint', 'require_readable': 'fingerprint',
+    'geometry_of': 'geometry', 'weights_of': 'state_dict',
+    'read_checkpoint': 'storage', 'verify_checkpoint': 'storage', 'write_checkpoint': 'storage',
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'.{_HOMES[name]}', __name__), name)
