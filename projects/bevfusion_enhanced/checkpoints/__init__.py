@@ -10,7 +10,8 @@ _HOMES = {
     'architecture_hash': 'fingerprint', 'explain_tensors': 'fingerprint',
     'fingerprint_of': 'fingerprint', 'info_digests': 'fingerprint',
     'make_fingerprint': 'fingerprint', 'require_readable': 'fingerprint',
-    'geometry_of': 'geometry', 'weights_of': 'state_dict',
+    'LoadPlan': 'loading', 'LoadSource': 'loading', 'parse_sources': 'loading',
+    'plan_load': 'loading', 'geometry_of': 'geometry', 'weights_of': 'state_dict',
     'read_checkpoint': 'storage', 'verify_checkpoint': 'storage', 'write_checkpoint': 'storage',
 }
 

@@ -4,14 +4,31 @@ A tensor fits when its name and its shape agree. Everything else is named: missi
 alone, so freshly initialised), unexpected (in the checkpoint alone), mismatched (in both, with
 other shapes, so freshly initialised too).
 """
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Collection, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Collection,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 
 from ..errors import CheckpointError
+from .class_matching import ClassMatch
+from .families import family_of
 from .state_dict import StateDict
+from .suggestions import Suggestion
+
+if TYPE_CHECKING:
+    from .explain import Change
 
 Shape = Tuple[int, ...]
 
@@ -34,11 +51,14 @@ class TensorRecord(NamedTuple):
         key: Its name in the state dict.
         shape: Its shape there.
         parameters: Number of learnable values; 0 for a buffer.
+        fresh: How many of them stay the model's own in a tensor that is reused: the entries of
+            classes that the checkpoint lacks.
     """
 
     key: str
     shape: Shape
     parameters: int
+    fresh: int = 0
 
 
 class Mismatch(NamedTuple):
@@ -51,7 +71,11 @@ class Mismatch(NamedTuple):
 
 
 class ModuleSummary(NamedTuple):
-    """Counts of one module: (tensors, parameters) of each kind, and where it came from."""
+    """Counts of one module: (tensors, parameters) of each kind, and where it came from.
+
+    `partly_fresh` counts the parameters that stay the model's own within reused tensors; those are
+    not among the reused ones.
+    """
 
     module: str
     reused: Tuple[int, int]
@@ -59,11 +83,12 @@ class ModuleSummary(NamedTuple):
     unexpected: Tuple[int, int]
     mismatched: Tuple[int, int]
     source: Optional[str]
+    partly_fresh: int = 0
 
     @property
     def fresh_parameters(self) -> int:
         """Parameters of the model that keep their own initialisation."""
-        return self.missing[1] + self.mismatched[1]
+        return self.missing[1] + self.mismatched[1] + self.partly_fresh
 
     @property
     def parameters(self) -> int:
@@ -88,6 +113,11 @@ class LoadReport:
         mismatched: Tensors held by both with other shapes.
         module_sources: The file that each module came from.
         shadowed: Modules that a later file holds too, and that file: not used.
+        origins: What wrote each file, in words.
+        notes: What was done to the weights on the way, such as a permuted layout.
+        meaning: Geometry that differs with unchanged shapes (`explain.Change`).
+        classes: What became of each head whose classes differ.
+        suggestions: For each missing tensor the most alike unexpected one; never applied.
     """
 
     sources: Tuple[str, ...]
@@ -97,40 +127,56 @@ class LoadReport:
     mismatched: Tuple[Mismatch, ...]
     module_sources: Mapping[str, str] = field(default_factory=dict)
     shadowed: Tuple[Tuple[str, str], ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    notes: Tuple[str, ...] = ()
+    meaning: Tuple['Change', ...] = ()
+    classes: Tuple[ClassMatch, ...] = ()
+    suggestions: Tuple[Suggestion, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the model was found."""
-        return not self.missing and not self.mismatched
+        """Whether every tensor of the model was found, with all of its classes."""
+        return not self.missing and not self.mismatched and not self.partly_fresh
 
     @property
     def fresh(self) -> Tuple[str, ...]:
-        """Names of the model's tensors that keep their own initialisation."""
+        """Names of the model's tensors that keep their own initialisation, whole."""
         return tuple(record.key for record in (*self.missing, *self.mismatched))
+
+    @property
+    def partly_fresh(self) -> Tuple[str, ...]:
+        """Names of reused tensors in which the entries of new classes are fresh."""
+        return tuple(record.key for record in self.reused if record.fresh)
 
     def modules(self) -> List[ModuleSummary]:
         """Counts by module: those of the model in its order, then the checkpoint's others."""
         kinds = {'reused': self.reused, 'missing': self.missing, 'unexpected': self.unexpected,
                  'mismatched': self.mismatched}
         counts: Dict[str, Dict[str, List[int]]] = OrderedDict()
+        partly: Dict[str, int] = Counter()
         for kind, records in kinds.items():
             for record in records:
-                module = counts.setdefault(module_of(record.key), {k: [0, 0] for k in kinds})
+                name, fresh = module_of(record.key), getattr(record, 'fresh', 0)
+                module = counts.setdefault(name, {k: [0, 0] for k in kinds})
                 module[kind][0] += 1
-                module[kind][1] += record.parameters
+                module[kind][1] += record.parameters - fresh
+                partly[name] += fresh
         return [ModuleSummary(module=name, source=self.module_sources.get(name),
+                              partly_fresh=partly[name],
                               **{kind: (pair[0], pair[1]) for kind, pair in of_kind.items()})
                 for name, of_kind in sorted(counts.items())]
 
     def fresh_modules(self) -> List[ModuleSummary]:
-        """Modules of the model of which at least one tensor is fresh."""
-        return [module for module in self.modules() if module.missing[0] or module.mismatched[0]]
+        """Modules of the model of which at least one tensor is fresh, in whole or in part."""
+        return [module for module in self.modules()
+                if module.missing[0] or module.mismatched[0] or module.partly_fresh]
 
 
 def match(model: Mapping[str, Any], checkpoint: Mapping[str, Any], *,
           parameters: Optional[Collection[str]] = None, sources: Sequence[str] = ('checkpoint',),
           module_sources: Optional[Mapping[str, str]] = None,
-          shadowed: Sequence[Tuple[str, str]] = ()) -> LoadReport:
+          shadowed: Sequence[Tuple[str, str]] = (),
+          partly_fresh: Optional[Mapping[str, int]] = None) -> LoadReport:
     """Compare a model's state dict with a checkpoint's. Neither is changed.
 
     Args:
@@ -141,7 +187,9 @@ def match(model: Mapping[str, Any], checkpoint: Mapping[str, Any], *,
         sources: The checkpoint's file names, for the report.
         module_sources: See `LoadReport`; from `combine`.
         shadowed: See `LoadReport`; from `combine`.
+        partly_fresh: Fresh values of the checkpoint's tensors; from `class_matching`.
     """
+    partly_fresh = partly_fresh or {}
     reused, missing, mismatched = [], [], []
     for key, value in model.items():
         count = _count(value) if parameters is None or key in parameters else 0
@@ -150,7 +198,8 @@ def match(model: Mapping[str, Any], checkpoint: Mapping[str, Any], *,
         elif _shape(checkpoint[key]) != _shape(value) or not torch.is_tensor(checkpoint[key]):
             mismatched.append(Mismatch(key, _shape(value), _shape(checkpoint[key]), count))
         else:
-            reused.append(TensorRecord(key, _shape(value), count))
+            reused.append(TensorRecord(key, _shape(value), count,
+                                       min(partly_fresh.get(key, 0), count)))
     unexpected = [TensorRecord(key, _shape(value), _count(value))
                   for key, value in checkpoint.items() if key not in model]
     return LoadReport(
@@ -210,7 +259,7 @@ def require_related(report: LoadReport) -> None:
     Raises:
         CheckpointError: Nothing, or less than 1 % of both model and checkpoint, fits.
     """
-    reused = sum(record.parameters for record in report.reused)
+    reused = sum(record.parameters - record.fresh for record in report.reused)
     in_model = reused + sum(r.parameters for r in (*report.missing, *report.mismatched))
     in_checkpoint = reused + sum(r.parameters for r in (*report.unexpected, *report.mismatched))
     share = max(reused / max(in_model, 1), reused / max(in_checkpoint, 1))
@@ -218,11 +267,13 @@ def require_related(report: LoadReport) -> None:
         return
     theirs = ', '.join(sorted({module_of(r.key) for r in report.unexpected})[:4]) or 'none'
     ours = ', '.join(sorted({module_of(r.key) for r in report.missing})[:4]) or 'none'
+    family = family_of([record.key for record in report.unexpected])
+    looks = f'it looks like {family}' if family else '; '.join(report.origins.values())
     raise CheckpointError(
         f'{" + ".join(report.sources)} does not fit this model: {len(report.reused)} of '
-        f'{len(report.reused) + len(report.fresh)} tensors agree in name and shape (modules only '
-        f'in the checkpoint: {theirs}; only in the model: {ours}); give a checkpoint of this kind '
-        'of model')
+        f'{len(report.reused) + len(report.fresh)} tensors agree in name and shape'
+        f'{looks and f"; {looks}"} (modules only in the checkpoint: {theirs}; only in the model: '
+        f'{ours}); give a checkpoint of this kind of model')
 
 
 def require_complete(report: LoadReport) -> None:
@@ -234,9 +285,11 @@ def require_complete(report: LoadReport) -> None:
     if report.complete:
         return
     names = collapse(report.fresh, present=[record.key for record in report.reused])
+    names += [f'{key} in part' for key in report.partly_fresh]
     more = f' and {len(names) - 4} more' if len(names) > 4 else ''
     raise CheckpointError(
-        f'{" + ".join(report.sources)} does not fit this config: {len(report.fresh)} of '
+        f'{" + ".join(report.sources)} does not fit this config: '
+        f'{len(report.fresh) + len(report.partly_fresh)} of '
         f'{len(report.reused) + len(report.fresh)} tensors of the model are missing or have '
         f'another shape ({", ".join(names[:4])}{more}); use the config that it was trained with')
 
