@@ -28,15 +28,6 @@ def test_focal_without_focus_is_cross_entropy(maps):
                                sigmoid_cross_entropy(logits, target))
 
 
-def test_focal_gradient():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 4, generator=generator, requires_grad=True)
-    target = torch.rand(3, 4, generator=generator) < 0.5
-    assert torch.autograd.gradcheck(
-        lambda x: sigmoid_focal_loss(x, target, alpha=0.25, gamma=2.0), logits,
-        eps=1e-2, atol=1e-3)  # the loss is float32 by design
-
-
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_low_precision_and_extreme_logits_stay_finite(dtype):
     logits = torch.tensor([[-300.0, 300.0], [300.0, -300.0]], dtype=dtype, requires_grad=True)
@@ -73,11 +64,3 @@ def test_dice_counts_each_map_alone_and_equally_whatever_its_size(maps):
         found[:size // 2] = 0
         missed.append(dice_loss(40 * (2 * found - 1), truth))
     torch.testing.assert_close(*missed, rtol=0, atol=2e-3)
-
-
-def test_dice_gradient():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 3, generator=generator, requires_grad=True)
-    target = torch.rand(2, 3, 3, generator=generator) < 0.5
-    assert torch.autograd.gradcheck(
-        lambda x: dice_loss(x, target), logits, eps=1e-2, atol=1e-3)

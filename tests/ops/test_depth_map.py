@@ -98,3 +98,41 @@ def test_points_that_are_not_numbers_are_not_drawn():
 def test_scatter_last():
     out = scatter_last(torch.tensor([1., 2., 3., 4.]), torch.tensor([2, 0, 2, 3]), size=5)
     assert out.tolist() == [2, 0, 3, 4, 0]
+
+
+def test_of_many_points_on_a_pixel_the_last_wins_whatever_the_threads(on_threads):
+    generator = torch.Generator().manual_seed(4)
+    index = torch.randint(50, (100_000,), generator=generator)
+    values = torch.rand(100_000, generator=generator)
+    expected = np.zeros(50, dtype=np.float32)
+    for i, value in zip(index.tolist(), values.tolist(), strict=True):
+        expected[i] = value
+    for threads in (1, 2, 3):
+        out = on_threads(threads, lambda: scatter_last(values, index, size=50))
+        assert out.tolist() == expected.tolist()
+
+
+def test_runs_are_equal_bit_for_bit_whatever_the_threads_and_the_batch(on_threads):
+    clouds = [random_cloud(5, count=40_000), random_cloud(6, count=25_001)]  # 340 a pixel
+
+    def run(clouds=clouds):
+        lidar2img = (INTRINSIC @ LIDAR2CAM).expand(len(clouds), 1, 4, 4)
+        img_aug = torch.eye(4).repeat(len(clouds), 1, 1, 1)
+        img_aug[..., :2, :2] = torch.tensor([[0.93, 0.11], [-0.12, 0.87]])
+        lidar_aug = torch.eye(4).repeat(len(clouds), 1, 1)
+        lidar_aug[:, :3, :3] += torch.linspace(-0.1, 0.1, 9).view(3, 3)
+        return draw(clouds, lidar2img=lidar2img, img_aug=img_aug, lidar_aug=lidar_aug)
+
+    first = run()
+    assert first.count_nonzero() > 0.9 * first.numel()
+    assert torch.equal(first, run())
+    assert all(torch.equal(first, on_threads(n, run)) for n in (1, 2, 3))
+    assert torch.equal(first[1:], run(clouds[1:]))
+
+
+def test_empty_clouds_give_empty_maps():
+    lidar2img = (INTRINSIC @ LIDAR2CAM).expand(2, 3, 4, 4)
+    assert torch.equal(draw([torch.zeros(0, 5)] * 2, lidar2img=lidar2img),
+                       torch.zeros(2, 3, *SIZE))
+    nothing = scatter_last(torch.zeros(0), torch.zeros(0, dtype=torch.long), size=3)
+    assert nothing.tolist() == [0, 0, 0]

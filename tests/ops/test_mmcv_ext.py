@@ -122,6 +122,23 @@ def test_extreme_logits_stay_finite():
     assert loss.isfinite() and torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
+def test_empty_inputs(boxes):
+    ground, none = boxes[:, GROUND], boxes[:0, GROUND]
+    for a, b in ((ground, none), (none, ground), (none, none)):
+        assert mmcv_ops.box_iou_rotated(a, b).shape == (len(a), len(b))
+    assert boxes_overlap_bev(boxes[:0], boxes).shape == (0, 40)
+    assert nms3d(boxes[:0], torch.zeros(0), 0.1).shape == (0,)
+    assert mmcv_ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)[1].shape == (0,)
+    inside = mmcv_ops.points_in_boxes_cpu(torch.zeros(1, 0, 3), boxes[None])
+    assert inside.shape == (1, 0, 40)
+    inside = mmcv_ops.points_in_boxes_cpu(torch.zeros(1, 7, 3), boxes[None, :0])
+    assert inside.shape == (1, 7, 0)
+    logits = torch.zeros(0, 3, requires_grad=True)
+    target = torch.zeros(0, dtype=torch.long)
+    loss = mmcv_ops.sigmoid_focal_loss(logits, target, 2.0, 0.25, None, 'sum')
+    assert loss == 0 and torch.autograd.grad(loss, logits)[0].shape == (0, 3)
+
+
 def test_other_operators_say_what_to_install():
     with pytest.raises(NotImplementedError, match="'carafe_forward'.*compiled mmcv 2.1.0"):
         mmcv_ext.carafe_forward(1, 2)

@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 import pytest
+import shapely
 import torch
-from shapely.geometry import Polygon
 
 from bevfusion_enhanced.ops import rotated_boxes as ops
 
@@ -20,24 +20,113 @@ def random_boxes(count: int, seed: int, spread: float = 6.0) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([center, size, yaw], axis=1))
 
 
-def polygon(ground_box: torch.Tensor) -> Polygon:
-    x, y, dx, dy, yaw = ground_box.tolist()
-    along = np.array([math.cos(yaw), math.sin(yaw)]) * dx / 2
-    across = np.array([-math.sin(yaw), math.cos(yaw)]) * dy / 2
-    signs = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
-    return Polygon([np.array([x, y]) + s * along + t * across for s, t in signs])
+def polygons(ground_boxes: torch.Tensor) -> np.ndarray:
+    """The (N,) shapely polygons of ground boxes (N, 5)."""
+    x, y, dx, dy, yaw = ground_boxes.double().numpy().T[..., None]                     # (N, 1) each
+    along, across = dx / 2 * np.array([-1, 1, 1, -1]), dy / 2 * np.array([-1, -1, 1, 1])
+    corners = [x + along * np.cos(yaw) - across * np.sin(yaw),
+               y + along * np.sin(yaw) + across * np.cos(yaw)]
+    return shapely.polygons(np.stack(corners, axis=-1))                                # (N, 4, 2)
+
+
+def assert_agrees_with_shapely(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-9) -> np.ndarray:
+    """Compare IoU and IoF of boxes (N, 5) in pairs; returns the areas (N,) that they share."""
+    first, second = polygons(a), polygons(b)
+    shared, union = shapely.intersection(first, second), shapely.union(first, second)
+    shared, union = shapely.area(shared), shapely.area(union)
+    iou = ops.box_iou_rotated(a, b, aligned=True).numpy()
+    iof = ops.box_iou_rotated(a, b, aligned=True, mode='iof').numpy()
+    np.testing.assert_allclose(iou, shared / union, rtol=0, atol=atol)
+    np.testing.assert_allclose(iof, shared / shapely.area(first), rtol=0, atol=atol)
+    return shared
 
 
 def test_thousand_random_pairs_agree_with_shapely():
-    a, b = random_boxes(1000, 1)[:, GROUND], random_boxes(1000, 2)[:, GROUND]
-    iou = ops.box_iou_rotated(a, b, aligned=True)
-    iof = ops.box_iou_rotated(a, b, aligned=True, mode='iof')
-    pairs = [(polygon(p), polygon(q)) for p, q in zip(a, b)]
-    shared = np.array([p.intersection(q).area for p, q in pairs])
-    union = np.array([p.union(q).area for p, q in pairs])
+    a, b = random_boxes(1000, 1), random_boxes(1000, 2)
+    shared = assert_agrees_with_shapely(a[:, GROUND], b[:, GROUND])
     assert (shared > 0).sum() > 500
-    np.testing.assert_allclose(iou.numpy(), shared / union, atol=1e-9)
-    np.testing.assert_allclose(iof.numpy(), shared / [p.area for p, _ in pairs], atol=1e-9)
+    top = np.minimum((a[:, 2] + a[:, 5]).numpy(), (b[:, 2] + b[:, 5]).numpy())
+    height = np.maximum(top - np.maximum(a[:, 2].numpy(), b[:, 2].numpy()), 0)
+    volume, volumes = shared * height, (a[:, 3:6].prod(1) + b[:, 3:6].prod(1)).numpy()
+    np.testing.assert_allclose(ops.box_iou_3d(a, b, aligned=True).numpy(),
+                               volume / (volumes - volume), rtol=0, atol=1e-9)
+
+
+def test_thousand_pairs_that_meet_in_edges_and_corners_agree_with_shapely():
+    """On a coarse lattice, where edges coincide, corners touch and boxes hold one another."""
+    rng = np.random.default_rng(20)
+
+    def boxes() -> torch.Tensor:
+        center, size = rng.integers(-2, 3, (1000, 2)), rng.choice([1, 2, 4], (1000, 2))
+        yaw = rng.integers(-4, 5, (1000, 1)) * math.pi / 2
+        return torch.from_numpy(np.concatenate([center, size, yaw], axis=1).astype(float))
+
+    a, b = boxes(), boxes()
+    turned = 0.3  # by an angle that leaves no coordinate exact
+    for angle in (0.0, math.pi / 4, turned):
+        p, q = (turn(x, angle) for x in (a, b))
+        shared = assert_agrees_with_shapely(p, q)
+        touching = shapely.distance(polygons(p), polygons(q)) < 1e-9
+        assert (touching & (shared < 1e-9)).sum() > 100 and (shared > 0.5).sum() > 300
+
+
+def turn(boxes: torch.Tensor, angle: float) -> torch.Tensor:
+    """Turn the frame of ground boxes (N, 5)."""
+    matrix = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]],
+                          dtype=boxes.dtype)
+    return torch.cat([boxes[:, :2] @ matrix, boxes[:, 2:4], boxes[:, 4:] + angle], dim=1)
+
+
+@pytest.mark.parametrize(('scale', 'thinness'), [
+    (1e-3, 1.0), (1e4, 1.0), (1.0, 1e-3), (1e3, 1e-4)])
+def test_tiny_huge_and_needle_boxes_agree_with_shapely(scale, thinness):
+    a, b = (random_boxes(200, seed, spread=1.0)[:, GROUND] for seed in (21, 22))
+    stretch = torch.tensor([scale, scale, scale, scale * thinness, 1.0], dtype=a.dtype)
+    shared = assert_agrees_with_shapely(a * stretch, b * stretch, atol=1e-7)
+    assert (shared > 0).sum() > 50
+
+
+def test_a_small_box_in_a_huge_one_is_all_inside():
+    small = random_boxes(50, 23)[:, GROUND]
+    huge = torch.tensor([[100.0, -50.0, 2e5, 1e5, 0.7]], dtype=small.dtype)
+    torch.testing.assert_close(ops.box_iou_rotated(small, huge, mode='iof'),
+                               torch.ones(50, 1, dtype=small.dtype), rtol=0, atol=1e-8)
+    areas = small[:, 2] * small[:, 3]
+    torch.testing.assert_close(ops.bev_overlap(huge, small)[0], areas, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize('size', [1e9, 1e30, 3e38, 1e99, 1e101, 1e200, 1e308])
+def test_no_size_gives_nan(size):
+    boxes = torch.tensor([
+        [0, 0, 0, size, size, size, 0.3], [size / 2, 0, 0, size, size, size, 0.3],
+        [0, 0, 0, size, 1 / size, 1, 0.0], [size, -size, -size, 1, size, size, -size],
+        [0, 0, 0, 1, 1, 1, 0.0]], dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32):  # in which the larger ones are infinite
+        cast = boxes.to(dtype)
+        for ratios in (ops.box_iou_3d(cast, cast), ops.box_iou_3d(cast, cast, mode='iof'),
+                       ops.box_iou_rotated(cast[:, GROUND], cast[:, GROUND])):
+            assert ((ratios >= 0) & (ratios <= 1)).all()
+            assert ratios[4, 4] == 1
+        assert ops.bev_overlap(cast[:, GROUND], cast[:, GROUND]).isfinite().all()
+    if size < 1e100:
+        assert ops.box_iou_3d(boxes, boxes)[0, 0] == pytest.approx(1)
+
+
+def test_of_identical_boxes_the_first_of_the_best_stays():
+    boxes = torch.tensor([[1.0, 2.0, 4.0, 2.0, 0.4]]).repeat(5, 1)
+    kept = ops.nms_rotated(boxes, torch.tensor([0.1, 0.9, 0.5, 0.9, 0.9]), iou_threshold=0.99)
+    assert kept.tolist() == [1]
+
+
+def test_gradients_of_boxes_that_meet_in_edges_are_finite():
+    a = torch.tensor([[0.0, 0.0, 2.0, 2.0, 0.0]] * 6, requires_grad=True)
+    b = torch.tensor([[0.0, 0.0, 2.0, 2.0, 0.0], [2.0, 0.0, 2.0, 2.0, 0.0],
+                      [2.0, 2.0, 2.0, 2.0, 0.0], [0.0, 0.0, 1.0, 2.0, math.pi / 2],
+                      [0.0, 0.0, 0.0, 2.0, 0.0], [0.0, 0.0, math.inf, 2.0, 0.0]],
+                     requires_grad=True)
+    iou = ops.box_iou_rotated(a, b, aligned=True)
+    for gradient in torch.autograd.grad(iou.sum(), (a, b)):
+        assert gradient.isfinite().all()
 
 
 def test_every_pair_is_the_aligned_pair_and_swapping_transposes():
@@ -53,12 +142,10 @@ def test_every_pair_is_the_aligned_pair_and_swapping_transposes():
 def test_overlap_does_not_depend_on_where_the_pair_is_or_how_it_is_turned():
     a, b = random_boxes(200, 5)[:, GROUND], random_boxes(200, 6)[:, GROUND]
     expected = ops.box_iou_rotated(a, b, aligned=True)
-    angle, shift = 0.7, torch.tensor([40.0, -30.0], dtype=a.dtype)
-    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]],
-                        dtype=a.dtype)
+    shift = torch.tensor([40.0, -30.0, 0, 0, 0], dtype=a.dtype)
 
     def moved(boxes):
-        return torch.cat([boxes[:, :2] @ turn + shift, boxes[:, 2:4], boxes[:, 4:] + angle], dim=1)
+        return turn(boxes, 0.7) + shift
 
     torch.testing.assert_close(ops.box_iou_rotated(moved(a), moved(b), aligned=True), expected)
 
@@ -106,6 +193,22 @@ def test_boxes_without_area_overlap_nothing(broken):
 def test_flat_boxes_have_no_volume():
     box = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]])
     assert ops.box_iou_3d(box, box).item() == 0
+
+
+@pytest.mark.parametrize('broken', [
+    [0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0], [0, 0, 0, -1, -1, 1, 0],
+    [0, 0, 1, 1, 1, -1, 0], [0, 0, 0, math.inf, 1, 1, 0], [0, 0, 0, 1, math.inf, 1, 0],
+    [0, 0, 0, 1, 1, math.inf, 0], [0, 0, -math.inf, 1, 1, math.inf, 0],
+    [math.nan, 0, 0, 1, 1, 1, 0], [0, 0, math.nan, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, math.nan]])
+def test_boxes_without_volume_hold_no_point(broken):
+    boxes = torch.tensor([broken, [0, 0, 0, 1, 1, 1, 0]], dtype=torch.float32)
+    points = torch.tensor([[0, 0, 0.5], [0, 0, 0], [0.2, 0.2, 0.1], [9, 0, 0],
+                           [math.inf, 0, 0], [0, 0, math.nan]])
+    inside = ops.points_in_boxes_all(points, boxes)
+    assert inside.tolist() == [[False, True]] * 3 + [[False, False]] * 3
+    assert ops.points_in_boxes_part(points, boxes).tolist() == [1, 1, 1, -1, -1, -1]
+    iou = ops.box_iou_3d(boxes, boxes)
+    assert iou[1, 1] == 1 and iou.sum() == 1
 
 
 def test_no_boxes():

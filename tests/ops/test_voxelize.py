@@ -94,10 +94,12 @@ def test_batch_equals_its_items():
         assert torch.equal(both.features[mine], alone.features)
 
 
-def test_repeatable_contiguous_and_input_untouched():
-    cloud = random_cloud(6)
+def test_repeatable_on_any_threads_contiguous_and_input_untouched(on_threads):
+    cloud = random_cloud(6, count=40_000)
     kept = cloud.clone()
-    first, second = run([cloud]), run([cloud])
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    first = run([cloud], max_num_points=10)
+    for threads in (1, 1, 2, 3):
+        again = on_threads(threads, lambda: run([cloud], max_num_points=10))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert first.coords.is_contiguous()
     assert torch.equal(cloud, kept)

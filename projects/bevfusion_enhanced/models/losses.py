@@ -1,8 +1,10 @@
 """Losses on logits of independent binary maps.
 
 Shapes: B samples, X and Y cells of the BEV map; the dimensions before the last two are arbitrary.
-Everything is computed in float32 whatever the precision of the logits.
+Everything is computed in float32, or in float64 where the logits are.
 """
+from typing import Tuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +25,7 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, *, alpha: float, gamma: f
     Returns:
         A scalar.
     """
-    logits, target = logits.float(), target.float()
+    logits, target = _in_full_precision(logits, target)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction='none')
     wrong = torch.sigmoid(logits * (1 - 2 * target))                       # 1 - p_t
     loss = entropy * wrong ** gamma
@@ -34,7 +36,7 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, *, alpha: float, gamma: f
 
 def sigmoid_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross entropy of logits with a target of the same shape, averaged."""
-    return F.binary_cross_entropy_with_logits(logits.float(), target.float())
+    return F.binary_cross_entropy_with_logits(*_in_full_precision(logits, target))
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
@@ -52,7 +54,13 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     Returns:
         (...), each between 0 and 1.
     """
-    p, g = torch.sigmoid(logits.float()).flatten(-2), target.float().flatten(-2)
+    logits, target = _in_full_precision(logits, target)
+    p, g = torch.sigmoid(logits).flatten(-2), target.flatten(-2)
     overlap = (p * g).sum(-1)
     total = p.square().sum(-1) + g.square().sum(-1)
     return 1 - (2 * overlap + smooth) / (total + smooth)
+
+
+def _in_full_precision(logits: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype), target.to(dtype)

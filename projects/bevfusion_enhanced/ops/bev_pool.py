@@ -80,9 +80,13 @@ def _weighted_sum(table: Tensor, index: Tensor, offsets: Tensor, weight: Tensor)
 
 def _dots(rows: Tensor, columns: Tensor, offsets: Tensor, index: Tensor) -> Tensor:
     """Inner product of each run's row with the row of `columns` that each entry names: (E)."""
-    if len(index) >= len(rows) * len(columns):  # more entries than torch lets a sparse matrix hold
-        row = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), offsets.diff())
-        return rows.mm(columns.t())[row, index.long()]
+    if len(index) == 0:
+        return rows.new_zeros(0)
+    # torch lets a sparse matrix hold no more entries than it has places, but a pixel may meet one
+    # cell in several bins; columns that no entry names make room for them
+    missing = -(-len(index) // len(rows)) - len(columns)
+    if missing > 0:
+        columns = F.pad(columns, (0, 0, 0, missing))
     with warnings.catch_warnings():  # torch calls its sparse tensors a beta feature, once
         warnings.simplefilter('ignore', UserWarning)
         pattern = torch.sparse_csr_tensor(

@@ -4,7 +4,8 @@ Convention: right-handed frame, x and y on the ground in metres, z up; yaw in ra
 and dx is the extent along the x axis of the box, which is that of the frame at yaw 0. A ground box
 is (x, y, dx, dy, yaw) about its centre, a 3D box (x, y, z, dx, dy, dz, yaw) with z at its bottom.
 All overlaps are computed in float64 and returned in the dtype of the input. A box with an extent
-that is zero, negative or not finite covers nothing: it overlaps no box and holds no point.
+that is zero, negative or beyond 1e100, or with any number that is not finite, covers nothing: it
+overlaps no box and holds no point. So no result is ever NaN.
 
 Shapes: N and M boxes, K pairs, P points, T boxes that points are compared with.
 """
@@ -15,6 +16,8 @@ from torch import Tensor
 
 # Pairs whose overlap is computed at once: about 60 MB of float64 temporaries.
 PAIRS_PER_CHUNK = 1 << 16
+# Metres; below it the volume of a box is a finite float64.
+LARGEST_EXTENT = 1e100
 # Comparisons of a point with a box, or of two centres, at once: about 60 MB.
 TESTS_PER_CHUNK = 1 << 21
 
@@ -166,11 +169,12 @@ def _containment(points: Tensor, boxes: Tensor) -> Iterator[Tensor]:
     """Yield (chunk of P, T) bool, so that temporaries stay small for any number of points."""
     x, y, z, dx, dy, dz, yaw = boxes[:, :7].unbind(1)                                  # (T,) each
     cos, sin = yaw.cos(), yaw.sin()
+    solid = (_bev_areas(boxes[:, [0, 1, 3, 4, 6]]) > 0) & (_extent(dz) > 0)
     for chunk in points.split(max(1, TESTS_PER_CHUNK // max(1, len(boxes)))):
         right, forward, up = (chunk[:, :3, None] - torch.stack([x, y, z + dz / 2])).unbind(1)
         along = (right * cos + forward * sin).abs() < dx / 2
         across = (forward * cos - right * sin).abs() < dy / 2
-        yield along & across & (up.abs() <= dz / 2) & (dz > 0)
+        yield along & across & (up.abs() <= dz / 2) & solid
 
 
 def _pair_overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -251,14 +255,15 @@ def _bev_areas(boxes: Tensor) -> Tensor:
 
 
 def _extent(size: Tensor) -> Tensor:
-    return size.double().clamp(min=0).nan_to_num(nan=0.0, posinf=0.0)
+    size = size.double()
+    return torch.where((size > 0) & (size <= LARGEST_EXTENT), size, torch.zeros_like(size))
 
 
 def _height_overlap(a: Tensor, b: Tensor, aligned: bool) -> Tensor:
     """Metres of height shared by 3D boxes: (N, M), or (N,) when aligned; 0 where not finite."""
     if not aligned:
         a = a[:, None]
-    top = torch.minimum(a[..., 2] + a[..., 5], b[..., 2] + b[..., 5])
+    top = torch.minimum(a[..., 2] + _extent(a[..., 5]), b[..., 2] + _extent(b[..., 5]))
     bottom = torch.maximum(a[..., 2], b[..., 2])
     return (top - bottom).clamp(min=0).nan_to_num(nan=0.0, posinf=0.0)
 
