@@ -2,5 +2,7 @@
 from bevfusion_enhanced.models import camera, heads, lidar
 from bevfusion_enhanced.models.bevfusion import BEVFusion
 from bevfusion_enhanced.models.fusers import AddFuser, ConvFuser
+from bevfusion_enhanced.models.task_balance import GradNorm, PCGrad, UncertaintyWeighting
 
-__all__ = ['AddFuser', 'BEVFusion', 'ConvFuser', 'camera', 'heads', 'lidar']
+__all__ = ['AddFuser', 'BEVFusion', 'ConvFuser', 'GradNorm', 'PCGrad', 'UncertaintyWeighting',
+           'camera', 'heads', 'lidar']

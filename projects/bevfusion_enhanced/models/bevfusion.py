@@ -23,6 +23,13 @@ from bevfusion_enhanced.models.attention import GlobalContextAttention
 from bevfusion_enhanced.models.calibration import Calibration
 from bevfusion_enhanced.models.camera.encoder import CameraEncoder
 from bevfusion_enhanced.models.lidar.encoder import LidarEncoder
+from bevfusion_enhanced.models.task_balance import (
+    Balanced,
+    GradientProbe,
+    LossesByTask,
+    SharedPart,
+    shared_parameters,
+)
 
 ENCODERS = dict(camera=CameraEncoder, lidar=LidarEncoder)
 GCA_MODES = ('none', 'shared', 'task_specific')
@@ -44,6 +51,8 @@ class BEVFusion(Base3DDetector):
         task_gca: `mode` (none, shared or task_specific), `in_channels`, `reduction`, and `tasks`,
             the heads that get one (all, where it is left out).
         loss_scale: for each task the factor of all its losses; 1 where it is left out.
+        task_balance: config of a `TaskBalance`, which then weighs the scaled losses; they are
+            summed where it is left out.
         data_preprocessor: config of the data preprocessor.
         init_cfg: see `mmengine.model.BaseModule`.
 
@@ -55,6 +64,7 @@ class BEVFusion(Base3DDetector):
                  heads: Mapping[str, Dict], fuser: Optional[Dict] = None,
                  task_gca: Optional[Dict] = None,
                  loss_scale: Optional[Mapping[str, float]] = None,
+                 task_balance: Optional[Dict] = None,
                  data_preprocessor: Optional[Dict] = None,
                  init_cfg: Optional[Dict] = None) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -70,6 +80,9 @@ class BEVFusion(Base3DDetector):
         self.task_gca = build_task_gca(task_gca or {}, tasks=list(heads))
         self.heads = ModuleDict({task: MODELS.build(head) for task, head in heads.items()})
         self.loss_scale = {task: float((loss_scale or {}).get(task, 1.0)) for task in heads}
+        self.task_balance = (MODELS.build(task_balance, default_args=dict(tasks=list(heads)))
+                             if task_balance else None)
+        self.gradient_probe = GradientProbe()
 
     def extract_feat(self, batch_inputs_dict: Dict[str, Any],
                      batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:
@@ -94,23 +107,47 @@ class BEVFusion(Base3DDetector):
 
     def task_maps(self, bev: Tensor) -> Dict[str, Tensor]:
         """The map that each task's head sees: the shared one, through its GCA if it has one."""
-        if SHARED in self.task_gca:
-            bev = self.task_gca[SHARED](bev)
-            return {task: bev for task in self.heads}
-        return {task: self.task_gca[task](bev) if task in self.task_gca else bev
-                for task in self.heads}
+        bev = self._through_shared_gate(bev)
+        return {task: self._through_own_gate(task, bev) for task in self.heads}
+
+    def _through_shared_gate(self, bev: Tensor) -> Tensor:
+        return self.task_gca[SHARED](bev) if SHARED in self.task_gca else bev
+
+    def _through_own_gate(self, task: str, bev: Tensor) -> Tensor:
+        return self.task_gca[task](bev) if task in self.task_gca else bev
 
     def loss(self, batch_inputs_dict: Dict[str, Any],
              batch_data_samples: Sequence[Det3DDataSample]) -> Dict[str, Tensor]:
         """Losses as `loss/<task>/<name>`, scaled, and what is only watched as `stats/...`."""
-        maps = self.task_maps(self.extract_feat(batch_inputs_dict, batch_data_samples))
+        bev = self._through_shared_gate(self.extract_feat(batch_inputs_dict, batch_data_samples))
+        branches = ({task: bev for task in self.heads} if self.task_balance is None
+                    else self.task_balance.branch(bev))
+        losses: LossesByTask = {}
         logged: Dict[str, Tensor] = {}
         for task, head in self.heads.items():
-            losses, stats = head.loss(maps[task], batch_data_samples)
-            scale = self.loss_scale[task]
-            logged.update({f'loss/{task}/{name}': scale * v for name, v in losses.items()})
+            own, stats = head.loss(self._through_own_gate(task, branches[task]),
+                                   batch_data_samples)
+            losses[task] = {name: self.loss_scale[task] * v for name, v in own.items()}
             logged.update({f'stats/{task}/{name}': v for name, v in stats.items()})
+        for name, value in self.gradient_probe.look(losses, branches).items():
+            logged[f'stats/{name}'] = value
+        balanced = self._balance(losses, bev, branches)
+        for task, named in balanced.losses.items():
+            logged.update({f'loss/{task}/{name}': v for name, v in named.items()})
+        for task, named in balanced.stats.items():
+            logged.update({f'stats/{task}/{name}': v for name, v in named.items()})
         return logged
+
+    def _balance(self, losses: LossesByTask, bev: Tensor,
+                 branches: Mapping[str, Tensor]) -> Balanced:
+        if self.task_balance is None:
+            return Balanced(losses=losses, stats={})
+        own = ['heads', 'task_balance',
+               *(f'task_gca.{task}' for task in self.task_gca if task != SHARED)]
+        last = [p for p in self.decoder['neck'].parameters() if p.requires_grad]
+        return self.task_balance.balance(losses, SharedPart(
+            bev=bev, branches=branches, last_layer=last,
+            parameters=shared_parameters(self, own=own)))
 
     def predict(self, batch_inputs_dict: Dict[str, Any],
                 batch_data_samples: Sequence[Det3DDataSample]) -> List[Det3DDataSample]:

@@ -26,6 +26,28 @@ class TaskLosses(NamedTuple):
 class TaskHead(BaseModule, metaclass=ABCMeta):
     """A task over the shared BEV map. The detector knows nothing more about any head."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._class_counts: Dict[str, Tensor] = {}
+
+    def count_classes(self, **counts: Tensor) -> None:
+        """Add to what is counted for each of the K classes while training.
+
+        Args:
+            counts: by what is counted, such as `truths`, the number for each class (K,).
+        """
+        if not self.training:
+            return
+        for name, count in counts.items():
+            count = count.detach().long()
+            known = self._class_counts.get(name)
+            self._class_counts[name] = count if known is None else known + count
+
+    def take_class_counts(self) -> Dict[str, Tensor]:
+        """What was counted since this was last asked: (K,) each, on the head's device."""
+        taken, self._class_counts = self._class_counts, {}
+        return taken
+
     @abstractmethod
     def loss(self, bev: Tensor, samples: Sequence[BaseDataElement]) -> TaskLosses:
         """Compare the predictions for `bev` (B, C, X, Y) with the truth in the B samples."""

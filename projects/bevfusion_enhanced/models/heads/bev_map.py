@@ -99,6 +99,11 @@ class BEVMapHead(TaskHead):
         probs = self(bev).float().sigmoid()
         return [dict(pred_bev_map=PixelData(probs=p)) for p in probs]
 
+    def count_cells(self, logits: Tensor, target: Tensor) -> None:
+        """Count true cells, and those with a probability above one half, of maps (B, K, U, V)."""
+        self.count_classes(truths=target.detach().sum(dim=(0, 2, 3)),
+                           predicted=(logits.detach() > 0).sum(dim=(0, 2, 3)))
+
     def masks(self, samples: Sequence[Det3DDataSample], device: torch.device) -> Tensor:
         """Stack the true maps of B samples: (B, K, U, V), 0 or 1.
 

@@ -118,6 +118,7 @@ class EnhancedBEVSegmentationHead(BEVMapHead):
         """Compare the prediction from `bev` (B, C, X, Y) with `gt_bev_map.masks` (K, U, V)."""
         features = self._features(bev)
         logits, target = self._classify(features), self.masks(samples, bev.device)
+        self.count_cells(logits, target)
         aux = None if self.aux_classifier is None else self.aux_classifier(features)
         dice = dice_loss(logits, target).mean(dim=0)                                   # (K,)
         losses: Dict[str, Tensor] = {}

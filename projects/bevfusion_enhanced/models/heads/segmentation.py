@@ -47,6 +47,7 @@ class BEVSegmentationHead(BEVMapHead):
     def loss(self, bev: Tensor, samples: Sequence[Det3DDataSample]) -> TaskLosses:
         """Compare the prediction from `bev` (B, C, X, Y) with `gt_bev_map.masks` (K, U, V)."""
         logits, target = self(bev), self.masks(samples, bev.device)
+        self.count_cells(logits, target)
         losses = {f'{name}/{self.loss_name}': self._class_loss(logits[:, k], target[:, k])
                   for k, name in enumerate(self.classes)}
         return TaskLosses(losses=losses, stats={})

@@ -231,6 +231,8 @@ class TransFusionHead(TaskHead):
         assignments = [self._assign(layer, truths) for layer in outputs.layers]
         targets = [proposal_targets(truths, layer, self.bbox_coder, num_classes=self.num_classes,
                                     num_proposals=self.num_proposals) for layer in assignments]
+        self.count_classes(truths=_per_class([t.labels for t in truths], self.num_classes),
+                           positives=targets[-1].classes.sum(dim=(0, 1)))
         matched = sum(int(t.matched.sum()) for t in targets)
         losses = dict(heatmap=self._heatmap_loss(outputs.dense_heatmap, truths))
         for i, (layer, target) in enumerate(zip(outputs.layers, targets)):
@@ -299,3 +301,8 @@ class TransFusionHead(TaskHead):
         return InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(boxes[keep], box_dim=boxes.shape[1]),
             scores_3d=scores[keep], labels_3d=labels[keep])
+
+
+def _per_class(labels: Sequence[Tensor], num_classes: int) -> Tensor:
+    """How many of all labels are of each class: (K,)."""
+    return F.one_hot(torch.cat(list(labels)), num_classes).sum(dim=0)
