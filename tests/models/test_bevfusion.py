@@ -1,12 +1,9 @@
 import json
 import logging
 import re
-import sys
 
-import numpy as np
 import pytest
 import torch
-from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.logging import MMLogger
@@ -22,9 +19,6 @@ import bevfusion_enhanced.models.fusers
 import bevfusion_enhanced.models.lidar  # noqa: F401, as those above: importing registers
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.models.heads.base import TaskHead, TaskLosses
-
-GEOMETRY = {'dx', 'bx', 'nx', 'frustum', 'relative_position_index'}
-assert IS_SPCONV2_AVAILABLE  # so MMDetection3D's patch of spconv's loading is in force here
 
 
 @MODELS.register_module(force=True)
@@ -56,53 +50,8 @@ def decoder_config(channels=256, out=(128, 256), up=(256, 256), layers=5):
                   upsample_cfg=dict(type='deconv', bias=False), use_conv_for_no_stride=True))
 
 
-def camera_config(*, swin, image_size, bound, neck_in):
-    bound = list(bound)
-    return dict(
-        backbone=dict(type='mmdet.SwinTransformer', window_size=7, out_indices=[1, 2, 3], **swin),
-        neck=dict(type='GeneralizedLSSFPN', in_channels=neck_in, out_channels=256, start_level=0,
-                  num_outs=3, norm_cfg=dict(type='BN2d', requires_grad=True),
-                  act_cfg=dict(type='ReLU', inplace=True),
-                  upsample_cfg=dict(mode='bilinear', align_corners=False)),
-        vtransform=dict(type='DepthLSSTransform', in_channels=256, out_channels=80,
-                        image_size=image_size, feature_size=[n // 8 for n in image_size],
-                        xbound=bound, ybound=bound, zbound=[-10., 10., 20.],
-                        dbound=[1., 60., 0.5], downsample=2))
-
-
-def lidar_config(*, limit, voxel_size, sparse_shape):
-    return dict(
-        voxelize=dict(point_cloud_range=[-limit, -limit, -5., limit, limit, 3.],
-                      voxel_size=voxel_size, max_num_points=10, max_voxels=[120000, 160000]),
-        backbone=dict(type='BEVFusionSparseEncoder', in_channels=5, sparse_shape=sparse_shape))
-
-
 def head_config(in_channels=512, field='pred_bev_map', target=1.0):
     return dict(type='TinyMapHead', in_channels=in_channels, field=field, target=target)
-
-
-def full_config():
-    return dict(
-        type='BEVFusion',
-        encoders=dict(
-            camera=camera_config(
-                swin=dict(embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24]),
-                image_size=[256, 704], bound=[-54., 54., 0.3], neck_in=[192, 384, 768]),
-            lidar=lidar_config(limit=54., voxel_size=[0.075, 0.075, 0.2],
-                               sparse_shape=[1440, 1440, 41])),
-        fuser=dict(type='ConvFuser', in_channels=[80, 256], out_channels=256),
-        decoder=decoder_config(), heads=dict(object=head_config()))
-
-
-def parity_config():
-    """The small model behind the golden outputs."""
-    config = full_config()
-    config['encoders'] = dict(
-        camera=camera_config(
-            swin=dict(embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]),
-            image_size=[64, 176], bound=[-57.6, 57.6, 1.2], neck_in=[48, 96, 192]),
-        lidar=lidar_config(limit=57.6, voxel_size=[0.3, 0.3, 0.2], sparse_shape=[384, 384, 41]))
-    return config
 
 
 def tiny_config(**changes):
@@ -364,74 +313,3 @@ def test_inputs_that_an_encoder_misses(key, encoder, batch):
     del batch['inputs'][key]
     with pytest.raises(DataError, match=f'has a {encoder} encoder, but the batch has no'):
         model.test_step(batch)
-
-
-def renamed(keys, names):
-    """{key of the reference: ours}, without geometry and heads; `names` maps prefixes."""
-    ours = {}
-    for key in keys:
-        prefix = next((p for p in names if key.startswith(p + '.')), None)
-        if prefix is not None and key.rsplit('.', 1)[-1] not in GEOMETRY:
-            ours[key] = names[prefix] + key[len(prefix):]
-    return ours
-
-
-MMDET3D_NAMES = dict(
-    img_backbone='encoders.camera.backbone', img_neck='encoders.camera.neck',
-    view_transform='encoders.camera.vtransform', pts_middle_encoder='encoders.lidar.backbone',
-    fusion_layer='fuser', pts_backbone='decoder.backbone', pts_neck='decoder.neck')
-MIT_NAMES = {name: name for name in ('encoders', 'fuser', 'decoder')}
-
-
-@pytest.mark.needs_shared
-@pytest.mark.parametrize('file, names', [('mmdet3d_lidar_cam_full_keys.json', MMDET3D_NAMES),
-                                         ('mit_det_seg_full_keys.json', MIT_NAMES)])
-def test_full_size_keys_and_shapes_are_the_references(file, names, shared):
-    shapes = json.loads((shared / 'parity' / file).read_text())
-    ours = {k: list(v.shape) for k, v in build(full_config()).state_dict().items()
-            if not k.startswith('heads')}
-    expected = {our: shapes[key] for key, our in renamed(shapes, names).items()}
-    if names is MIT_NAMES:  # its sparse weights are (k, k, k, in, out)
-        expected = {key: [shape[-1], *shape[:-1]] if len(shape) == 5 else shape
-                    for key, shape in expected.items()}
-    assert ours == expected
-
-
-@pytest.mark.needs_shared
-def test_golden_taps(shared):
-    """MMDetection3D's model on the real key frame, tap by tap."""
-    sys.path.insert(0, str(shared / 'parity'))
-    from fill import fill
-    shapes = json.loads((shared / 'parity' / 'mmdet3d_lidar_cam_small_keys.json').read_text())
-    frame = np.load(shared / 'parity' / 'real_frame_small.npz')
-    golden = np.load(shared / 'parity' / 'mmdet3d_lidar_cam_small_golden.npz')
-
-    model = build(parity_config()).eval()
-    weights = fill(shapes)
-    state = {our: torch.as_tensor(weights[key])
-             for key, our in renamed(shapes, MMDET3D_NAMES).items()}
-    left = model.load_state_dict(state, strict=False)
-    assert not left.unexpected_keys
-    assert all(key.startswith('heads') for key in left.missing_keys)
-
-    taps = {}
-    for tap, name in MMDET3D_NAMES.items():
-        model.get_submodule(name).register_forward_hook(
-            lambda _, __, out, tap=tap: taps.update({tap: out}))
-    low, high = torch.tensor([-57.6, -57.6, -5.]), torch.tensor([57.6, 57.6, 3.])
-    points = torch.from_numpy(frame['points'])  # the references' pipeline filters by range
-    points = points[((points[:, :3] > low) & (points[:, :3] < high)).all(1)]
-    sample = Det3DDataSample(metainfo={name: frame[name] for name in (
-        'cam2img', 'cam2lidar', 'lidar2img', 'img_aug_matrix', 'lidar_aug_matrix')})
-    inputs = dict(imgs=torch.from_numpy(frame['img'])[None], points=[points])
-    with torch.no_grad():
-        model(inputs, [sample], mode='tensor')
-
-    compared = [tap for tap in taps if tap in golden]
-    assert len(compared) == 6
-    for tap in compared:
-        out = taps[tap] if torch.is_tensor(taps[tap]) else taps[tap][0]
-        assert list(out.shape) == golden[f'{tap}_shape'].tolist(), tap
-        out = out[:, ::8] if out.shape[1] > 64 else out
-        expected = torch.from_numpy(golden[tap])
-        assert (out - expected).norm() / expected.norm() < 1e-5, tap
