@@ -123,3 +123,15 @@ def test_weights_are_found_in_every_wrapping(wrap):
 def test_no_weights_is_an_error():
     with pytest.raises(CheckpointError, match='a.pth holds no weights'):
         weights_of({'meta': {}, 'epoch': 3}, source='a.pth')
+
+
+def test_fresh_entries_of_a_reused_tensor_count_as_fresh():
+    model = state(heads__map__w=(3, 4), heads__map__b=(3,), fuser__w=(5,))
+    report = match(model, model, partly_fresh={'heads.map.w': 8, 'heads.map.b': 2})
+    summary = {module.module: module for module in report.modules()}
+    assert summary['heads.map'].reused == (2, 5) and summary['heads.map'].fresh_parameters == 10
+    assert summary['heads.map'].parameters == 15 and not summary['fuser'].partly_fresh
+    assert report.partly_fresh == ('heads.map.w', 'heads.map.b') and not report.fresh
+    assert [module.module for module in report.fresh_modules()] == ['heads.map']
+    with pytest.raises(CheckpointError, match=r'2 of 3 tensors.*heads\.map\.w in part'):
+        require_complete(report)

@@ -1,10 +1,18 @@
 """The report says the same thing in the log, as a table and in its two files."""
 import json
+from dataclasses import replace
 
 import torch
 
 from bevfusion_enhanced.checkpoints import report as load_report
+from bevfusion_enhanced.checkpoints.class_matching import (
+    match_classes,
+    partly_fresh,
+    rearrange,
+)
+from bevfusion_enhanced.checkpoints.explain import Change
 from bevfusion_enhanced.checkpoints.matching import combine, match
+from bevfusion_enhanced.checkpoints.suggestions import suggest
 
 
 def example():
@@ -57,3 +65,71 @@ def test_saved_files_hold_the_whole_report(tmp_path):
     assert read['mismatched'] == [{'key': 'heads.map.w', 'checkpoint': [5, 3], 'model': [2, 3]}]
     assert read['unexpected'] == ['old.part.w']
     assert '| task_gca.object | . | 2 |' in markdown_path.read_text()
+
+
+def rich_example():
+    """Two files, a head with a new class, another geometry, a renamed tensor."""
+    model = {'fuser.new': torch.ones(4), 'heads.map.classifier.6.weight': torch.ones(3, 8, 1, 1),
+             'neck.w': torch.ones(2)}
+    head = {'heads.map.classifier.6.weight': torch.zeros(2, 8, 1, 1)}
+    combined = combine([('a.pth', {'fuser.old': torch.ones(4), **head}),
+                        ('b.pth', {'neck.w': torch.ones(2), **head})])
+    classes = match_classes(model, combined.weights, head='heads.map', class_list='map_classes',
+                            new=['x', 'y', 'z'], old=['z', 'gone'], source='a.pth')
+    report = match(model, rearrange(combined.weights, [classes], initial=model),
+                   sources=['a.pth', 'b.pth'], module_sources=combined.module_sources,
+                   shadowed=combined.shadowed, partly_fresh=partly_fresh(model, [classes]))
+    change = Change('meaning', 'model.encoders.camera.vtransform.xbound', [-54, 54, 0.3],
+                    [-51, 51, 0.3], 'the camera map covers other ground')
+    return replace(
+        report, origins={'a.pth': 'the original BEVFusion', 'b.pth': 'timm'},
+        notes=('a.pth: sparse weights permuted',), meaning=(change,), classes=(classes,),
+        suggestions=suggest([(r.key, r.shape) for r in report.missing],
+                            [(r.key, r.shape) for r in report.unexpected]))
+
+
+def test_log_tells_origin_sources_meaning_classes_and_hints():
+    assert load_report.log_lines(rich_example()) == [
+        'load checkpoint from a.pth',
+        'load checkpoint from b.pth',
+        'origin of a.pth: the original BEVFusion',
+        'origin of b.pth: timm',
+        'a.pth: sparse weights permuted',
+        'differs in meaning: model.encoders.camera.vtransform.xbound: [-54, 54, 0.3] -> '
+        '[-51, 51, 0.3] (the camera map covers other ground)',
+        'from a.pth: heads.map',
+        'from b.pth: neck',
+        'not found in checkpoint: fuser.*',
+        'not in the model, not used: fuser.old',
+        'heads.map: taken from a.pth, not from b.pth',
+        'heads.map: 1 of 3 classes by name; fresh: x, y; not used: gone',
+        'not applied, closest of equal shape: fuser.new <- fuser.old',
+        'fuser: 4 parameters, fresh',
+        'heads.map: 16 of 24 parameters fresh',
+    ]
+
+
+def test_files_hold_what_the_log_says(tmp_path):
+    report = rich_example()
+    json_path, markdown_path = load_report.save(report, tmp_path)
+    read, text = json.loads(json_path.read_text()), markdown_path.read_text()
+    assert read['origins'] == {'a.pth': 'the original BEVFusion', 'b.pth': 'timm'}
+    assert read['meaning'][0]['new'] == [-51, 51, 0.3]
+    assert read['classes'][0]['fresh'] == ['x', 'y'] and read['classes'][0]['kept'] == ['z']
+    assert read['partly_fresh'] == [{'key': 'heads.map.classifier.6.weight', 'parameters': 16}]
+    assert read['suggestions'] == [{'missing': 'fuser.new', 'unexpected': 'fuser.old'}]
+    assert read['modules']['heads.map']['fresh_parameters'] == 16
+    assert read['modules']['heads.map']['reused'] == {'tensors': 1, 'parameters': 8}
+    assert all(f'- {line}' in text for line in load_report.log_lines(report))
+    assert '| heads.map | 1 | . | . | . | 8 of 24 | 33.3% | a.pth |' in text
+    assert load_report.table(report).splitlines()[-1].split()[-4:] == ['10', 'of', '30', '33.3%']
+
+
+def test_many_hints_are_cut_in_the_log_and_whole_in_the_file():
+    names = [f'fuser.{i}.weight' for i in range(30)]
+    report = replace(example(), suggestions=suggest([(name, (4,)) for name in names],
+                                                    [(f'old.{name}', (4,)) for name in names]))
+    lines = [line for line in load_report.log_lines(report) if 'not applied' in line]
+    assert len(lines) == 10 and lines[0].endswith('fuser.0.weight <- old.fuser.0.weight')
+    assert 'and 20 more such pairs, all in load_report.json' in load_report.log_lines(report)
+    assert len(load_report.as_dict(report)['suggestions']) == 30
