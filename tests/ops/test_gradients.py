@@ -39,6 +39,11 @@ OWN_BACKWARD = {
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
     'ops/threads.py:use_threads_in_backward': 'use_threads_in_backward',
 }
+# Those whose gradient is not the derivative of what they return, on purpose.
+NO_DERIVATIVE = {
+    'models/task_balance.py:_ProjectedBranches',  # conflicts between tasks are taken out
+    'models/task_balance.py:_Deposit',            # hands on a gradient that it was given
+}
 
 
 def case(make: Callable[[], Case]) -> Callable[[], Case]:
@@ -236,6 +241,6 @@ def test_no_operator_with_a_backward_is_left_out() -> None:
     package = Path(bevfusion_enhanced.__file__).parent
     found = {f'{path.relative_to(package).as_posix()}:{name}'
              for path in package.rglob('*.py') for name in own_backwards(path)}
-    assert found == set(OWN_BACKWARD)
+    assert found - NO_DERIVATIVE == set(OWN_BACKWARD)
     for prefix in OWN_BACKWARD.values():
         assert any(name.startswith(prefix) for name in CASES), prefix

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from sample_parts import MAP_CLASSES, lidar_boxes
 
 from bevfusion_enhanced.visualization.bev import (
     MARGIN,
@@ -11,8 +12,6 @@ from bevfusion_enhanced.visualization.bev import (
 )
 from bevfusion_enhanced.visualization.boxes import DrawnBoxes, boxes_from
 from bevfusion_enhanced.visualization.palette import BACKGROUND, MAP_COLOURS
-
-from .conftest import MAP_CLASSES, lidar_boxes
 
 SIZE = 400
 RED = np.array([[255, 0, 0]], dtype=np.uint8)

@@ -2,10 +2,9 @@ import numpy as np
 import torch
 from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import InstanceData
+from sample_parts import lidar_boxes
 
 from bevfusion_enhanced.visualization.boxes import boxes_from, predicted_boxes, true_boxes
-
-from .conftest import lidar_boxes
 
 
 def test_predictions_below_the_threshold_are_left_out(make_sample):

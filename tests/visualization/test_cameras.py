@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sample_parts import CHANNELS, FOCAL, HEIGHT, WIDTH, lidar_boxes, pinhole
 
 from bevfusion_enhanced.errors import DataError
 from bevfusion_enhanced.visualization.boxes import DrawnBoxes, boxes_from
@@ -11,8 +12,6 @@ from bevfusion_enhanced.visualization.cameras import (
     project_boxes,
     read_image,
 )
-
-from .conftest import CHANNELS, FOCAL, HEIGHT, WIDTH, lidar_boxes, pinhole
 
 SIZE = np.array([WIDTH, HEIGHT])
 RED = np.array([[255, 0, 0]], dtype=np.uint8)

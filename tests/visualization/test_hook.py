@@ -7,6 +7,7 @@ from mmdet3d.registry import HOOKS
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from sample_parts import CLASSES, MAP_CLASSES
 from torch.utils.data import DataLoader
 
 from bevfusion_enhanced.datasets.transforms.map_masks import LoadBEVMapMasks
@@ -17,8 +18,6 @@ from bevfusion_enhanced.visualization.hook import (
     map_view,
     picture_name,
 )
-
-from .conftest import CLASSES, MAP_CLASSES
 
 
 class Samples(BaseDataset):

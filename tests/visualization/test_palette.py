@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sample_parts import CLASSES, MAP_CLASSES
 
 from bevfusion_enhanced.visualization.palette import (
     MAP_COLOURS,
@@ -7,8 +8,6 @@ from bevfusion_enhanced.visualization.palette import (
     class_colours,
     paint_map,
 )
-
-from .conftest import CLASSES, MAP_CLASSES
 
 
 def test_every_class_has_its_own_colour():

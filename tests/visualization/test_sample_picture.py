@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.structures import Det3DDataSample
+from sample_parts import CLASSES, MAP_CLASSES, lidar_boxes
 
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.visualization.boxes import true_boxes
@@ -17,8 +18,6 @@ from bevfusion_enhanced.visualization.sample_picture import (
     draw_sample,
     read_points,
 )
-
-from .conftest import CLASSES, MAP_CLASSES, lidar_boxes
 
 STYLE = PictureStyle(classes=CLASSES, map_classes=MAP_CLASSES)
 
