@@ -1,4 +1,5 @@
 """Reading a config, overriding it from the command line, and the folder that its run lives in."""
+import os
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -7,6 +8,7 @@ from mmengine.config import Config, DictAction
 from ..errors import ConfigError
 
 _CONFIGS = 'configs'
+DEFAULT_SEED = 0
 
 
 def load_config(path: str, overrides: Optional[Sequence[str]] = None) -> Config:
@@ -68,9 +70,56 @@ def default_work_dir(config_path: str) -> str:
 
 def use_checkpoint_hook(config: Config) -> None:
     """Put `PartialLoadCheckpointHook` where a config has MMEngine's CheckpointHook or none."""
-    hooks: Dict[str, Any] = config.setdefault('default_hooks', {})
+    hooks = _section(config, 'default_hooks')
     hook = hooks.get('checkpoint')
     if hook is None:
         hooks['checkpoint'] = dict(type='PartialLoadCheckpointHook', interval=1)
     elif hook.get('type') == 'CheckpointHook':
         hook['type'] = 'PartialLoadCheckpointHook'
+
+
+def use_exact_resume(config: Config) -> None:
+    """What a training needs to go on, after any stop, as if there had been none."""
+    use_resumable_loop(config)
+    use_interrupt_hook(config)
+    use_fixed_seed(config)
+
+
+def use_resumable_loop(config: Config) -> None:
+    """Put `ResumableTrainLoop` where a config trains by epochs with MMEngine's own loop."""
+    loop: Optional[Dict[str, Any]] = config.get('train_cfg')
+    if loop and (loop.get('type') == 'EpochBasedTrainLoop' or loop.get('by_epoch')):
+        loop.pop('by_epoch', None)
+        loop['type'] = 'ResumableTrainLoop'
+
+
+def use_interrupt_hook(config: Config) -> None:
+    """Let signals save before they stop a training; `default_hooks.interrupt=None` leaves it."""
+    _section(config, 'default_hooks').setdefault('interrupt', dict(type='InterruptHook'))
+
+
+def use_fixed_seed(config: Config) -> None:
+    """Give a config without a seed one, so that the run's own config says which it was."""
+    randomness = _section(config, 'randomness')
+    if randomness.get('seed') is None:
+        randomness['seed'] = DEFAULT_SEED
+
+
+def make_deterministic(config: Config) -> None:
+    """Let two trainings of a config on one machine be the same, bit for bit.
+
+    Operations that exist on a GPU in a nondeterministic version only raise an error that names
+    them. To be called before CUDA is used in this process.
+    """
+    use_fixed_seed(config)
+    config.randomness['deterministic'] = True
+    config.randomness['diff_rank_seed'] = False
+    _section(config, 'env_cfg')['cudnn_benchmark'] = False
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+
+
+def _section(config: Config, key: str) -> Dict[str, Any]:
+    """A dictionary of the config itself, made where it is missing (`setdefault` gives a copy)."""
+    if config.get(key) is None:
+        config[key] = {}
+    return config[key]

@@ -6,7 +6,7 @@ from typing import List, Optional, Sequence
 from mmengine.config import Config
 
 from ..errors import ConfigError
-from .config import default_work_dir, load_config, use_checkpoint_hook
+from .config import default_work_dir, load_config, use_checkpoint_hook, use_exact_resume
 
 AUTOMATIC = 'auto'
 
@@ -79,6 +79,7 @@ def prepare(config: Config, path: str, *, work_dir: Optional[str], launcher: str
     config.work_dir = work_dir or config.get('work_dir') or default_work_dir(path)
     config.launcher = launcher
     use_checkpoint_hook(config)
+    use_exact_resume(config)
     if launcher != 'none' and not torch.cuda.is_available():
         use_cpu_processes(config, launcher)
 

@@ -1,0 +1,35 @@
+"""Loading workers that a signal to the whole group of processes does not end.
+
+A terminal's Ctrl-C, Slurm and `timeout` signal every process of a group. The training finishes its
+iteration first and needs its workers for that; they end when the training ends them.
+"""
+import os
+import signal
+import threading
+from functools import partial
+from typing import Callable, Optional
+
+from torch.utils.data import DataLoader
+
+
+def guard_workers(loader: DataLoader) -> None:
+    """Keep the workers of a loader, which it has not started yet, through signals to the group."""
+    inner = loader.worker_init_fn
+    if not (isinstance(inner, partial) and inner.func is _start_worker):
+        loader.worker_init_fn = partial(_start_worker, inner=inner)
+
+
+def _start_worker(worker: int, *, inner: Optional[Callable[[int], None]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+    if inner is not None:
+        inner(worker)
+
+
+def _obey_parent() -> None:
+    """End this process at the SIGTERM of the training itself, and at no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
