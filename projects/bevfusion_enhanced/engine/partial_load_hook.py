@@ -20,7 +20,7 @@ from ..checkpoints.loading import LoadPlan, LoadSource, parse_sources, plan_load
 from ..checkpoints.matching import LoadReport, require_complete, require_related
 from ..checkpoints.storage import read_checkpoint
 from ..errors import CheckpointError, ConfigError
-from . import optimizer_state, schedule_state
+from . import optimizer_state, schedule_state, training_state
 from .checkpoint_saving import SafeCheckpointHook
 from .fresh_modules import FreshModulesHook, FreshOptions, group_lines, split_groups
 from .resume_plan import (
@@ -226,6 +226,8 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         if 'param_schedulers' in checkpoint:
             schedule_state.fit_to_groups(checkpoint['param_schedulers'], checkpoint['optimizer'],
                                          runner)
+        for note in training_state.restore(runner, checkpoint.get(training_state.ENTRY, {})):
+            runner.logger.warning(f'not resumed exactly: {note}')
 
     def _train_fresh_apart(self, runner: Runner, model: nn.Module, fresh: Collection[str]) -> None:
         """Apply the options for fresh modules, and remember the names for a resume."""

@@ -195,7 +195,6 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if 0 < batches <= len(self.dataloader):
             self._batches_done = batches
             self._keys.start = min(batches * self.dataloader.batch_size, len(self._keys))
-        self.runner.logger.warning('not resumed exactly: the checkpoint holds no random states')
 
     def _validate(self) -> None:
         try:

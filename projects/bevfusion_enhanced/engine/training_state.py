@@ -56,7 +56,8 @@ def restore(runner: Runner, state: Mapping[str, Any]) -> Tuple[str, ...]:
 
     Args:
         runner: A training whose loop has not run yet.
-        state: What `gather` returned, in this process or another.
+        state: What `gather` returned, in this process or another; empty for a checkpoint of
+            MMEngine's own.
 
     Returns:
         What is not as in a run that was never stopped; nothing where all is.
@@ -64,6 +65,8 @@ def restore(runner: Runner, state: Mapping[str, Any]) -> Tuple[str, ...]:
     Raises:
         CheckpointError: The state is of a later version of this project.
     """
+    if not state:
+        return ('the checkpoint holds no random states',)
     if state.get('version', 0) > _VERSION:
         raise CheckpointError(f'the training state is of version {state["version"]}, this project '
                               f'reads up to {_VERSION}; update the project')
