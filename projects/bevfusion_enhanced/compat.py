@@ -107,14 +107,24 @@ def _restricted_pickle(allowed: Mapping[str, Any]) -> types.ModuleType:
     """A stand-in for the pickle module, for torch before 2.6, which finds allowed names alone."""
     known = {**torch._weights_only_unpickler._get_allowed_globals(), **allowed}
 
-    class Unpickler(pickle.Unpickler):
-        """Looks names up in a dictionary; never imports."""
+    class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+        """Looks names up in a dictionary; never imports, and changes no class or function."""
+
+        dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
 
         def find_class(self, module: str, name: str) -> Any:
             full_name = f'{module}.{name}'
             if full_name not in known:
                 raise pickle.UnpicklingError(f'GLOBAL {full_name} was not an allowed global')
             return known[full_name]
+
+        def load_build(self) -> None:
+            if isinstance(self.stack[-2], (type, types.FunctionType, types.ModuleType)):
+                raise pickle.UnpicklingError(
+                    f'Can only build instances, but got {type(self.stack[-2])}')
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
 
     return _as_module(Unpickler)
 

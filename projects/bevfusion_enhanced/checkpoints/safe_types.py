@@ -6,12 +6,26 @@ data is stood in for by a record of ours (`numpy_records`): arrays, dtypes, Hist
 `getattr`, through which MMEngine pickles the names of its statistics.
 """
 import argparse
-import codecs
 import datetime
 import pathlib
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 from . import numpy_records
+
+_TEXT_CODECS = ('latin1', 'latin-1', 'ascii', 'utf-8', 'utf8')
+
+
+def encode(text: str, codec: str = 'utf-8') -> bytes:
+    """Stands in for `codecs.encode`, which would call any codec that is registered."""
+    if not isinstance(text, str) or codec not in _TEXT_CODECS:
+        raise ValueError(f'codec {codec!r} is not one of text')
+    return text.encode(codec)
+
+
+def default_dict(factory: Union[Callable[[], Any], str, None] = None) -> Dict[Any, Any]:
+    """Stands in for `collections.defaultdict`: a plain dictionary, whose factory is dropped."""
+    return {}
+
 
 
 def _numpy_types() -> Dict[str, Any]:
@@ -27,7 +41,9 @@ def _numpy_types() -> Dict[str, Any]:
 def _plain_types() -> Dict[str, Any]:
     """Containers and values of the standard library that hold data and run nothing."""
     allowed: Dict[str, Any] = {
-        '_codecs.encode': codecs.encode,  # how pickle protocol 2 writes bytes
+        '_codecs.encode': encode,  # how pickle protocol 2 writes bytes
+        'collections.defaultdict': default_dict,
+        'torch.torch_version.TorchVersion': str,
         'argparse.Namespace': argparse.Namespace,
         'datetime.datetime': datetime.datetime,
         'datetime.date': datetime.date,
@@ -40,17 +56,24 @@ def _plain_types() -> Dict[str, Any]:
     for value_type in (set, frozenset, complex, slice, range, bytes, bytearray):
         for module in ('builtins', '__builtin__'):
             allowed[f'{module}.{value_type.__name__}'] = value_type
+    for name in ('list', 'dict', 'tuple', 'int', 'float', 'str', 'bool'):
+        for module in ('builtins', '__builtin__'):
+            allowed.setdefault(f'{module}.{name}', f'{module}.{name}')  # may be named, not called
     return allowed
 
 
 def _mmengine_types() -> Dict[str, Any]:
-    """What MMEngine's runner puts into a checkpoint."""
+    """What the runners of MMEngine and others put into a checkpoint."""
     allowed: Dict[str, Any] = {
         'mmengine.logging.history_buffer.HistoryBuffer': numpy_records.HistoryRecord,
         'builtins.getattr': numpy_records.statistic,
         '__builtin__.getattr': numpy_records.statistic,
     }
-    for name in ('mmengine.config.config.ConfigDict', 'addict.addict.Dict'):
+    for name in ('mmengine.config.config.ConfigDict', 'mmcv.utils.config.ConfigDict',
+                 'addict.addict.Dict', 'easydict.EasyDict',
+                 'pytorch_lightning.utilities.parsing.AttributeDict',
+                 'lightning_fabric.utilities.data.AttributeDict',
+                 'lightning.fabric.utilities.data.AttributeDict'):
         allowed[name] = dict  # the plain dictionary that it is
     return allowed
 

@@ -1,5 +1,8 @@
-"""Checkpoint files: read without executing anything, written so that no half file can remain."""
-import io
+"""Checkpoint files: read without executing anything, written so that no half file can remain.
+
+Torch's own format (`.pth` and whatever else) and `.safetensors`; told apart by their content when
+read and by their name when written.
+"""
 import os
 import re
 import zipfile
@@ -10,22 +13,27 @@ import torch
 
 from ..compat import torch_load
 from ..errors import CheckpointError
+from . import durable, safetensors_files, sidecar
+from .durable import Bytes, FileBeside
 from .numpy_records import resolve
 from .safe_types import safe_types
+from .trust import OPTION, is_trusted
 
 PathLike = Union[str, 'os.PathLike[str]']
 
 _HEAD_BYTES = 512
+_ZIP = b'PK'
 _REFUSED = (
     re.compile(r'GLOBAL (\S*) was not an allowed'),
     re.compile(r'unsupported GLOBAL (\S+) whose module'),
     re.compile(r'reduce for unrecognized function (.+?)(?: which belongs|$)', re.MULTILINE),
     re.compile(r'but got <class \'([^\']+)\'>'),
 )
+_ON_TRUST = f'or, if the file is your own, add {OPTION}'
 
 
-def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = False
-                    ) -> Dict[str, Any]:
+def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = False,
+                    trust: bool = False) -> Dict[str, Any]:
     """Read a checkpoint written by torch, by MMEngine or by `write_checkpoint`.
 
     Only tensors, containers, NumPy values and MMEngine's records are rebuilt (`safe_types`); a
@@ -33,9 +41,11 @@ def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = F
 
     Args:
         path: A local file.
-        map_location: Where the tensors go, as for `torch.load`.
+        map_location: Where the tensors go, as for `torch.load`; a device for `.safetensors`.
         mmap: Map the tensors from the file in place of reading them: for looking at names, shapes
             and metadata. Ignored for files of torch's old format.
+        trust: Execute whatever the file asks for, as `torch.load` did before 2.6. Also so for
+            files given to `trust.trust_files`.
 
     Raises:
         CheckpointError: The file is missing, empty, cut short, something else than a checkpoint,
@@ -43,10 +53,16 @@ def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = F
     """
     path = Path(path).expanduser()
     head = _read_head(path)
-    mmap = mmap and head.startswith(b'PK') and str(map_location) == 'cpu'
+    local = str(map_location) == 'cpu'
     try:
-        checkpoint = resolve(
-            torch_load(path, safe_types(), map_location=map_location, mmap=mmap))
+        if safetensors_files.is_safetensors(head):
+            return safetensors_files.read(path, map_location=map_location, mmap=mmap)
+        mmap = mmap and head.startswith(_ZIP) and local
+        if trust or is_trusted(path):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
+        else:
+            checkpoint = resolve(
+                torch_load(path, safe_types(), map_location=map_location, mmap=mmap))
     except Exception as error:  # torch meets a damaged file with almost any kind
         raise CheckpointError(f'checkpoint {path} {_explain(error, path)}') from error
     if not isinstance(checkpoint, dict):
@@ -56,66 +72,146 @@ def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = F
     return checkpoint
 
 
-def write_checkpoint(checkpoint: Dict[str, Any], path: PathLike) -> None:
-    """Write a checkpoint whole or not at all: beside the target, flushed to disk, then renamed.
+def write_checkpoint(checkpoint: Dict[str, Any], path: PathLike) -> str:
+    """Write a checkpoint whole or not at all, with its SHA-256 beside it (see `sidecar`).
+
+    It is written beside the target, flushed to disk, then renamed: a crash, a full disk or a kill
+    leaves what was there before. What earlier such writes left behind in the folder is deleted.
+
+    Args:
+        checkpoint: Anything that torch can store; for `.safetensors`, weights or a dictionary of
+            `state_dict` and `meta`.
+        path: Its name decides the format: `.safetensors`, or torch's.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal digits.
 
     Raises:
         CheckpointError: The file cannot be written; what was there before is untouched.
     """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_bytes(buffer.getbuffer(), path)
+    path = Path(path).expanduser()
+    try:
+        with FileBeside(path) as file:
+            _serialise(checkpoint, file, path)
+            digest = file.finish()
+            sidecar.put_in_place(file.path, digest, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    _sweep(path.parent)
+    return digest
 
 
-def write_bytes(data: Union[bytes, memoryview], path: PathLike) -> None:
+def publish_checkpoint(checkpoint: Dict[str, Any], path: PathLike) -> Path:
+    """Write a checkpoint beside `path`, under its name and the first 8 digits of its own SHA-256.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    path = Path(path).expanduser()
+    try:
+        with FileBeside(path) as file:
+            _serialise(checkpoint, file, path)
+            digest = file.finish()
+            target = path.with_name(f'{path.stem}-{digest[:8]}{path.suffix}')
+            sidecar.put_in_place(file.path, digest, target)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    return target
+
+
+def write_bytes(data: Bytes, path: PathLike) -> None:
     """Replace the file `path` by `data` in one step; see `write_checkpoint`."""
     path = Path(path).expanduser()
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync_folder(path.parent)
+        durable.replace_bytes(data, path)
     except OSError as error:
-        raise CheckpointError(
-            f'cannot write {path}: {error.strerror or error}; what was there before is untouched, '
-            'free some space or give another --work-dir') from error
-    finally:
-        beside.unlink(missing_ok=True)
+        raise _not_written(path, error) from error
 
 
 def verify_checkpoint(path: PathLike) -> None:
-    """Read every byte of a checkpoint and compare with the sums stored in it.
+    """Read every byte of a checkpoint and compare with its SHA-256, or the sums within it.
 
-    `torch.load` does not notice a flipped bit in a tensor; this does.
+    `torch.load` does not notice a flipped bit in a tensor; this does. A sidecar that another file
+    of this name left behind is told from damage and not held against a file that is whole.
 
     Raises:
-        CheckpointError: The file is damaged, cut short or not in torch's zip format.
+        CheckpointError: The file is damaged, cut short, or in a format without sums and without a
+            sidecar.
     """
     path = Path(path).expanduser()
-    _read_head(path)
+    head = _read_head(path)
+    sums = sidecar.read_sums(path)
+    if sums:
+        try:
+            digest = sidecar.file_digest(path)
+        except OSError as error:
+            raise CheckpointError(f'checkpoint {path} cannot be read: {error.strerror}') from error
+        if digest in {entry.digest for entry in sums}:
+            return
+        parts = sidecar.parts_digest(path)
+        if parts is None or parts in {entry.parts for entry in sums}:
+            raise CheckpointError(
+                f'checkpoint {path} is damaged or cut short (its SHA-256 is not the one in '
+                f'{sidecar.sidecar_of(path).name}); use another one, or delete that file if the '
+                'checkpoint was replaced on purpose')
+    if safetensors_files.is_safetensors(head):
+        safetensors_files.check_structure(path)
+    else:
+        _verify_parts(path)
+
+
+def delete_checkpoint(path: PathLike) -> None:
+    """Delete a checkpoint and its sidecar; the sidecar last, so that it never misleads.
+
+    Raises:
+        CheckpointError: The file cannot be deleted.
+    """
+    path = Path(path)
+    try:
+        path.unlink(missing_ok=True)
+        sidecar.sidecar_of(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f'cannot delete {path}: {error.strerror or error}; delete it by hand'
+                              ) from error
+
+
+def _serialise(checkpoint: Dict[str, Any], file: FileBeside, path: Path) -> None:
+    if path.suffix == safetensors_files.SUFFIX:
+        safetensors_files.write(checkpoint, file, target=path)
+        return
+    try:
+        torch.save(checkpoint, file)
+    except OSError:
+        raise
+    except Exception as error:  # pickle meets what it cannot store with almost any kind
+        raise CheckpointError(
+            f'cannot write {path}: it holds something that cannot be stored '
+            f'({type(error).__name__}: {" ".join(str(error).split())[:200]})') from error
+
+
+def _not_written(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f'cannot write {path}: {error.strerror or error}; what was there before is untouched, '
+        'free some space or give another --work-dir')
+
+
+def _sweep(folder: Path) -> None:
+    try:
+        durable.sweep(folder)
+    except OSError:
+        pass  # leftovers are ignored by every reader; the next write tries again
+
+
+def _verify_parts(path: Path) -> None:
+    """Compare the parts of a zip file with the sums stored in it."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f'checkpoint {path} {_explain(error, path)}') from error
     if damaged:
         raise CheckpointError(f'checkpoint {path} is damaged (its part {damaged} does not have the '
                               'sum that was stored with it); use another one')
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be opened (not on Windows)."""
-    if os.name != 'posix':
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_head(path: Path) -> bytes:
@@ -152,14 +248,17 @@ def _ends_within(path: Path, name: str) -> bool:
 def _explain(error: Exception, path: Path) -> str:
     """Why torch refused the file, as the rest of a sentence that starts with its name."""
     message = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f'needs the module {error.name}, which is not installed; install it'
     for pattern in _REFUSED:
         found = pattern.search(message)
         if found and not _ends_within(path, found.group(1)):
             return (f'holds {found.group(1)}, which is not data: nothing of it was executed; '
-                    'export the weights alone with torch.save(model.state_dict(), ...)')
+                    f'export the weights alone with torch.save(model.state_dict(), ...), '
+                    f'{_ON_TRUST}')
     if '.tar format' in message or 'TorchScript' in message:
         return ('is of a format that cannot be read safely (TorchScript or torch before 1.0); '
-                'export the weights alone with torch.save(model.state_dict(), ...)')
+                f'export the weights alone with torch.save(model.state_dict(), ...), {_ON_TRUST}')
     reason = message.strip().split('\n')[0].split('. ')[0][:100]
     if len(reason) < 8:  # a bare byte or key says nothing by itself
         reason = f'{type(error).__name__} {reason}'.strip()

@@ -11,7 +11,7 @@ from typing import Any, Iterator, List, Mapping, Sequence, Tuple
 from ..checkpoints.storage import read_checkpoint
 from ..datasets.vocabulary import DETECTION_CLASSES, MAP_LAYERS
 from ..errors import CheckpointError, ConfigError, DataError
-from .run_folder import list_checkpoints, refuse_used_folder
+from .run_folder import list_checkpoints, refuse_used_folder, require_writable
 
 _LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
 _URL = ('http://', 'https://', 'torchvision://', 'open-mmlab://', 'openmmlab://', 'modelzoo://')
@@ -194,6 +194,7 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
                                   'or leave init_cfg out')
     if mode != 'train':
         return
+    require_writable(config['work_dir'])
     if not config.get('resume'):
         refuse_used_folder(config['work_dir'])
     elif not sources and not list_checkpoints(config['work_dir']):

@@ -1,65 +1,39 @@
-"""Which checkpoints lie in the folder of a run, which of them is the newest that can be trusted."""
-import re
+"""What a run may do in its folder: nothing that another run left there is overwritten."""
+import os
+import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
-from ..checkpoints.storage import PathLike, read_checkpoint, verify_checkpoint
+from ..checkpoints.durable import PathLike
+from ..checkpoints.folder import FoundCheckpoint, find_newest, iterations_of, list_checkpoints
 from ..errors import CheckpointError
 
-_NAME = re.compile(r'^(?:epoch|iter)_\d+\.pth$')
+__all__ = ['FoundCheckpoint', 'find_newest', 'iterations_of', 'list_checkpoints',
+           'refuse_overwriting', 'refuse_used_folder', 'require_writable']
 
 
-class FoundCheckpoint(NamedTuple):
-    """A checkpoint of a run and the number of training iterations in it."""
-
-    path: Path
-    iteration: int
-
-
-def list_checkpoints(folder: PathLike) -> List[Path]:
-    """Files in `folder` that a run wrote at an interval (not the best ones), sorted by name."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.match(path.name) and path.is_file())
-
-
-def iterations_of(path: PathLike) -> int:
-    """Number of training iterations behind a checkpoint, from its metadata alone.
-
-    Raises:
-        CheckpointError: The file cannot be read, or is not one to resume from.
-    """
-    meta: Dict[str, Any] = read_checkpoint(path, mmap=True).get('meta') or {}
-    if not isinstance(meta.get('iter'), int):
-        raise CheckpointError(f'checkpoint {path} does not say how far its training was, so it '
-                              'cannot be resumed; use --load-from to take its weights')
-    return int(meta['iter'])
-
-
-def find_newest(folder: PathLike, *, skipped: Callable[[str], None]) -> Optional[FoundCheckpoint]:
-    """The checkpoint of most iterations that is whole, whatever `last_checkpoint` says.
+def require_writable(folder: PathLike) -> None:
+    """Find out before training whether checkpoints can be written; leaves nothing behind.
 
     Args:
-        folder: A run's folder.
-        skipped: Called with the reason for each file that cannot be used.
+        folder: A run's folder; where it does not exist yet, the folder it would be made in counts.
 
-    Returns:
-        None where the folder holds no usable checkpoint.
+    Raises:
+        CheckpointError: It is read-only, full, or not a folder.
     """
-    readable = []
-    for path in list_checkpoints(folder):
+    nearest = Path(folder).absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        descriptor, name = tempfile.mkstemp(prefix='.write_test.', dir=nearest)
         try:
-            readable.append(FoundCheckpoint(path, iterations_of(path)))
-        except CheckpointError as error:
-            skipped(str(error))
-    for found in sorted(readable, key=lambda item: (item.iteration, item.path.name), reverse=True):
-        try:
-            verify_checkpoint(found.path)
-            return found
-        except CheckpointError as error:
-            skipped(str(error))
-    return None
+            os.write(descriptor, b'x')
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
+    except OSError as error:
+        raise CheckpointError(f'work dir {folder} cannot be written to '
+                              f'({nearest}: {error.strerror or error}); give another --work-dir'
+                              ) from error
 
 
 def refuse_used_folder(folder: PathLike) -> None:
