@@ -320,3 +320,20 @@ def test_origin_and_names_of_mmdetection3d(save):
     assert [record.key for record in report.reused] == [
         'encoders.camera.neck.w', 'fuser.0.weight', 'decoder.neck.w']
     assert plan('encoders.camera=c.pth').report.reused[0].key == 'encoders.camera.neck.w'
+
+
+@pytest.mark.parametrize('meta', [
+    None, 'text', [1], {'CLASSES': 'car'}, {'dataset_meta': {'map_classes': 5}}, {'cfg': '((('},
+    {'dataset_meta': {'map_classes': [1, 2, 3]}}, {META_KEY: 'text'}, {META_KEY: {'version': 3}},
+])
+def test_metadata_of_any_form_is_read_or_passed_over(save, meta):
+    torch.save({'state_dict': weights(1), 'meta': meta, 3: torch.ones(2)}, 'a.pth')
+    report = plan('a.pth', geometry={'voxel_size': [1]}).report
+    assert report.complete and not report.meaning
+    assert ['taken by position' in str(found) for found in report.classes] == [True]
+
+
+def test_numbered_tensors_are_no_weights(save):
+    torch.save({1: torch.ones(2)}, 'a.pth')
+    with pytest.raises(CheckpointError, match='a.pth holds no weights'):
+        plan('a.pth')

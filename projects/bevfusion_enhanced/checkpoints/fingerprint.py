@@ -137,13 +137,15 @@ def info_digests(config: Mapping[str, Any]) -> Dict[str, str]:
 def class_lists_of(metadata: Optional[Mapping[str, Any]]) -> Dict[str, List[str]]:
     """The class lists in a dataset's `metainfo`, or in a checkpoint's `meta`, where it has any.
 
-    A checkpoint that does not carry our record is asked for MMEngine's `dataset_meta`.
+    A checkpoint that does not carry our record is asked for MMEngine's `dataset_meta`. What is no
+    list of names is passed over.
     """
-    metadata = metadata or {}
+    metadata = _mapping(metadata)
     lowered = {str(key).lower(): value for key, value in metadata.items()}
-    record = metadata.get(META_KEY) or metadata.get('dataset_meta') or lowered
-    return {name: list(record[name]) for name in CLASS_LISTS
-            if isinstance(record, Mapping) and record.get(name) is not None}
+    record = _mapping(metadata.get(META_KEY) or metadata.get('dataset_meta') or lowered)
+    lists = {name: record.get(name) for name in CLASS_LISTS}
+    return {name: list(names) for name, names in lists.items() if isinstance(names, (list, tuple))
+            and all(isinstance(item, str) for item in names)}
 
 
 def explain_tensors(report: LoadReport) -> List[str]:

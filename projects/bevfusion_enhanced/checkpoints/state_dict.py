@@ -59,6 +59,7 @@ def unwrap(checkpoint: Mapping[str, Any], *, source: str = 'checkpoint') -> Unwr
         found = ', '.join(map(str, list(state)[:5])) or 'nothing'
         raise CheckpointError(f'{source} holds no weights (found: {found}); expected tensors or a '
                               '"state_dict" entry')
+    state = {name: value for name, value in state.items() if isinstance(name, str)}
     names, prefixes = _without_prefixes(list(state))
     weights: StateDict = OrderedDict(zip(names, state.values(), strict=True))
     counters = [name for name in _COUNTERS if 'module.' in prefixes and name in state]
@@ -133,4 +134,5 @@ def _starts(name: Any, prefix: str) -> bool:
 
 
 def _has_tensors(state: Any) -> bool:
-    return isinstance(state, Mapping) and any(torch.is_tensor(value) for value in state.values())
+    return isinstance(state, Mapping) and any(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in state.items())
