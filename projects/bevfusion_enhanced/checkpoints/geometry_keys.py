@@ -137,7 +137,7 @@ def _is_usual_index(value: Tensor) -> bool:
 
 
 def _bound(dx: Tensor, bx: Tensor, nx: Tensor, axis: int) -> List[float]:
-    step, count = float(dx[axis]), int(nx[axis])
+    step, count = float(f'{float(dx[axis]):.7g}'), int(nx[axis])  # 0.3, not 0.30000001
     low = float(bx[axis]) - step / 2
     return [_short(low), _short(low + count * step), _short(step)]
 
