@@ -72,6 +72,7 @@ def test_without_a_model_the_layout_is_told_by_the_shapes_themselves(reference):
     alone = translate(weights, model={}, geometry={})
     assert {k: v.shape for k, v in alone.weights.items()} == {
         k: v.shape for k, v in model.state_dict().items()}
+    assert not any('fits both layouts' in note for note in alone.notes)
 
 
 def test_another_geometry_is_named(reference):

@@ -12,6 +12,7 @@ _HOMES = {
     'make_fingerprint': 'fingerprint', 'require_readable': 'fingerprint',
     'LoadPlan': 'loading', 'LoadSource': 'loading', 'parse_sources': 'loading',
     'plan_load': 'loading', 'geometry_of': 'geometry', 'weights_of': 'state_dict',
+    'convert': 'naming', 'recognise': 'naming', 'translate': 'naming',
     'read_checkpoint': 'storage', 'verify_checkpoint': 'storage', 'write_checkpoint': 'storage',
 }
 

@@ -113,7 +113,13 @@ def _fits(shape: Shape, target: Shape) -> List[str]:
 
 def _fits_alone(shape: Shape) -> List[str]:
     kernels = {V1: shape[:3], V2: shape[1:4]}
-    return [kind for kind, kernel in kernels.items() if max(kernel) <= _LARGEST_KERNEL]
+    return [kind for kind, kernel in kernels.items() if _is_kernel(kernel)]
+
+
+def _is_kernel(extent: Shape) -> bool:
+    """Whether three axes may be those of a kernel: a small cube, or a column along z."""
+    return (max(extent) <= _LARGEST_KERNEL and extent[0] == extent[1]
+            and extent[0] in (1, extent[2]))
 
 
 def _most(kinds: Iterable[str]) -> Optional[str]:
