@@ -22,7 +22,8 @@ from .config_difference import ABSENT, Difference, differences
 from .config_text import parse_config_text
 from .geometry import config_keys, geometry_of, lookup, plain
 
-_CLASS_LISTS = {'classes': 'class_names', 'map_classes': 'map_classes'}  # and their variables
+CLASS_LISTS = ('classes', 'map_classes')
+_VARIABLES = {'classes': 'class_names', 'map_classes': 'map_classes'}  # where metainfo is silent
 _SHOWN = 72
 _NAMED = 6
 
@@ -47,7 +48,12 @@ class Change:
 
     def __str__(self) -> str:
         """One line: the key, both values, and the consequence."""
-        return f'{self.key}: {_shown(self.old)} -> {_shown(self.new)} ({self.consequence})'
+        old, new = self.shown()
+        return f'{self.key}: {old} -> {new} ({self.consequence})'
+
+    def shown(self) -> Tuple[str, str]:
+        """Both values as text, cut where they are long."""
+        return _shown(self.old), _shown(self.new)
 
 
 def explain_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tuple[Change, ...]:
@@ -83,6 +89,15 @@ def safe_to_resume(changes: Iterable[Change]) -> bool:
     return all(change.kind == TRAINING for change in changes)
 
 
+def class_lists_in(config: Mapping[str, Any]) -> Dict[str, List[str]]:
+    """The class lists that a config trains on, under `classes` and `map_classes`.
+
+    Args:
+        config: The resolved config, of MMEngine or a plain dictionary.
+    """
+    return {name: names for name, (_, names) in _class_lists(config).items()}
+
+
 class _Side(NamedTuple):
     """What is known of one of the two."""
 
@@ -103,7 +118,7 @@ def _side(given: Mapping[str, Any]) -> _Side:
         config = parse_config_text(text) if text else None
     except CheckpointError:  # its geometry and classes are kept beside it
         config = None
-    lists = {name: (name, list(given[name])) for name in _CLASS_LISTS if given.get(name)}
+    lists = {name: (name, list(given[name])) for name in CLASS_LISTS if given.get(name)}
     in_config = _class_lists(config or {})
     return _Side(
         config=config, tensors=given.get('tensors'),
@@ -122,7 +137,7 @@ def _class_lists(config: Mapping[str, Any]) -> Dict[str, Tuple[str, List[str]]]:
     while isinstance(lookup(dataset, 'dataset'), Mapping):
         where, dataset = f'{where}.dataset', dataset['dataset']
     found: Dict[str, Tuple[str, List[str]]] = {}
-    for name, variable in _CLASS_LISTS.items():
+    for name, variable in _VARIABLES.items():
         for key in (f'{where}.metainfo.{name}', f'metainfo.{name}', variable):
             value = lookup(config, key)
             if isinstance(value, (list, tuple)):

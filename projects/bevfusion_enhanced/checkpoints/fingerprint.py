@@ -13,14 +13,13 @@ import torch
 
 from ..errors import CheckpointError
 from .config_text import parse_config_text
-from .explain import name_tensors
+from .explain import CLASS_LISTS, name_tensors
 from .geometry import geometry_of, lookup
 from .matching import LoadReport
 from .state_dict import weights_of
 
 META_KEY = 'bevfusion_enhanced'
 FORMAT = 2  # of this record; 1 had tensors and class lists alone
-CLASS_LISTS = ('classes', 'map_classes')
 _CHUNK = 1 << 20
 
 _digests: Dict[Tuple[str, int, int], str] = {}
@@ -156,20 +155,6 @@ def explain_tensors(report: LoadReport) -> List[str]:
         [record.key for record in report.missing], [record.key for record in report.unexpected],
         [(record.key, record.checkpoint_shape, record.shape) for record in report.mismatched],
         names=names)
-
-
-def explain_change(report: LoadReport, old: Mapping[str, Sequence[str]],
-                   new: Mapping[str, Sequence[str]]) -> List[str]:
-    """Tensors and class lists that differ; `explain.explain_change` says more.
-
-    Args:
-        report: The tensors compared.
-        old: Class lists of the checkpoint.
-        new: Class lists of this run. A list that only one side has is not compared.
-    """
-    return explain_tensors(report) + [
-        f'{name} {list(old[name])} -> {list(new[name])}' for name in old
-        if name in new and list(old[name]) != list(new[name])]
 
 
 def _leaf_datasets(dataset: Any) -> Iterator[Mapping[str, Any]]:

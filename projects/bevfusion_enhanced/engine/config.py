@@ -11,8 +11,15 @@ _CONFIGS = 'configs'
 DEFAULT_SEED = 0
 
 
-def load_config(path: str, overrides: Optional[Sequence[str]] = None) -> Config:
+def load_config(path: str, overrides: Optional[Sequence[str]] = None, *,
+                import_modules: bool = True) -> Config:
     """Read a config file and apply `key=value` overrides.
+
+    Args:
+        path: The file.
+        overrides: `key=value` pairs.
+        import_modules: Import its `custom_imports`, which takes seconds; to look at a config
+            nothing has to be.
 
     Raises:
         ConfigError: The file, or one of its bases, is missing or cannot be parsed, or an override
@@ -23,7 +30,7 @@ def load_config(path: str, overrides: Optional[Sequence[str]] = None) -> Config:
         raise ConfigError(f'config {path} does not exist; the configs of this project are in '
                           f'{_CONFIGS}/')
     try:
-        config = Config.fromfile(file)
+        config = Config.fromfile(file, import_custom_modules=import_modules)
     except FileNotFoundError as error:
         raise ConfigError(f'config {path}: a base of it is missing: {error}; check _base_') \
             from error
