@@ -271,6 +271,7 @@ def test_a_broken_row_of_a_class_that_is_not_used_is_no_harm(save):
     (torch.tensor([float('inf'), -float('inf'), 1.]), 2), (torch.tensor([True]), 0),
     (torch.tensor([float('nan')], dtype=torch.float16), 1),
     (torch.tensor([complex(1, float('nan'))]), 1),
+    (torch.tensor([1., float('nan')]).to(torch.float8_e5m2), 1),
 ])
 def test_only_what_is_not_finite_counts(tensor, count):
     assert count_not_finite(tensor) == count

@@ -33,11 +33,12 @@ def refuse_not_finite(weights: StateDict, report: LoadReport) -> None:
 
 
 def count_not_finite(value: torch.Tensor) -> int:
-    """Number of NaN and Inf in a tensor; of any type, without a copy of the whole."""
+    """Number of NaN and Inf in a tensor; of any type."""
     if not (value.is_floating_point() or value.is_complex()):
         return 0
-    if value.element_size() < 4:  # the sum of halves would overflow
+    if value.element_size() == 1:  # 8-bit floats have no sum
         value = value.float()
-    if torch.isfinite(value.sum()):
+    half = value.element_size() == 2  # whose sum would overflow
+    if torch.isfinite(value.sum(dtype=torch.float32 if half else None)):
         return 0
     return value.numel() - int(torch.isfinite(value).sum())  # 0 where only the sum is too large
