@@ -181,3 +181,163 @@ def test_pretrained_init_goes_through_the_safe_reader(run):
     assert loaded['meta']['epoch'] == 2
     assert mmengine_checkpoint.CheckpointLoader._get_checkpoint_loader('a/x.pth') \
         is compat.load_from_local
+
+
+def test_reordered_parameters_keep_their_moments(run, toy_task, monkeypatch):
+    run('whole', 'train_cfg.max_epochs=4')
+    run('parts')
+    original = toy_task.ToyModel.__init__
+
+    def reordered(self, *arguments, **options):
+        original(self, *arguments, **options)
+        self._modules['encoders'] = self._modules.pop('encoders')
+
+    monkeypatch.setattr(toy_task.ToyModel, '__init__', reordered)
+    run('parts', 'train_cfg.max_epochs=4', resume='auto')
+    old, new = read_checkpoint('whole/epoch_4.pth'), read_checkpoint('parts/epoch_4.pth')
+    assert list(new['state_dict']) != list(old['state_dict'])
+    torch.testing.assert_close(dict(new['state_dict']), dict(old['state_dict']), rtol=0, atol=0)
+
+
+@pytest.fixture
+def run_mmengine(toy_config, toy_task):
+    """The same task with MMEngine's own hook and loop."""
+    from mmengine.runner import Runner
+
+    from bevfusion_enhanced.engine.config import load_config
+
+    def train(work_dir, *overrides, load_from=None, resume=False):
+        config = load_config(str(toy_config), overrides)
+        config.merge_from_dict(dict(work_dir=work_dir, load_from=load_from, resume=resume,
+                                    experiment_name=f'plain_{work_dir}_{resume}'))
+        config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
+        runner = Runner.from_cfg(config)
+        runner.train()
+        return runner
+
+    return train
+
+
+def test_mmengine_goes_on_from_our_checkpoints_and_we_from_its(run, run_mmengine, log_of):
+    run_mmengine('whole', 'train_cfg.max_epochs=4')
+    expected = read_checkpoint('whole/epoch_4.pth')
+    run('ours')
+    run_mmengine('theirs', 'train_cfg.max_epochs=4', load_from='ours/epoch_2.pth', resume=True)
+    run('ours_again', 'train_cfg.max_epochs=4', resume='whole/epoch_2.pth')
+    for folder in ('theirs', 'ours_again'):
+        found = read_checkpoint(f'{folder}/epoch_4.pth')
+        assert len(found['optimizer']['state']) == 6
+        assert {float(state['step']) for state in found['optimizer']['state'].values()} == {8.}
+        assert set(found['state_dict']) == set(expected['state_dict'])
+    assert 'whole/epoch_2.pth does not name it; assigned in the order of its weights' in log_of(
+        'ours_again')
+
+
+def with_ema(toy_config):
+    toy_config.write_text(toy_config.read_text() + '''
+custom_hooks += [dict(type='EMAHook', momentum=0.1), dict(type='EMAWatch')]
+''')
+
+
+@pytest.fixture
+def ema_watch():
+    """The averaged model and the model, as they are before the first iteration of a run."""
+    from mmdet3d.registry import HOOKS
+    from mmengine.hooks import EMAHook, Hook
+
+    class EMAWatch(Hook):
+        seen = []
+
+        def before_train(self, runner):
+            ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+            self.seen.append([{key: value.clone() for key, value in model.state_dict().items()}
+                              for model in (ema.ema_model.module, runner.model)])
+
+    HOOKS.register_module(module=EMAWatch, force=True)
+    yield EMAWatch
+    HOOKS.module_dict.pop('EMAWatch')
+
+
+def test_the_averaged_model_starts_as_the_loaded_one(run, toy_config, ema_watch, monkeypatch,
+                                                     toy_task):
+    def init_weights(self):
+        for gate in self.task_gca.values():
+            torch.nn.init.constant_(gate.weight, 0.25)
+
+    monkeypatch.setattr(toy_task.ToyModel, 'init_weights', init_weights)
+    run('a')
+    with_ema(toy_config)
+    run('b', *GATED, load_from=['a/epoch_2.pth'])
+    averaged, model = ema_watch.seen[-1]
+    assert (model['task_gca.object.weight'] == 0.25).all()
+    torch.testing.assert_close(averaged, model, rtol=0, atol=0)
+    old = weights('a/epoch_2.pth')
+    torch.testing.assert_close({key: averaged[key] for key in old}, dict(old), rtol=0, atol=0)
+
+
+def test_the_averaged_model_is_resumed(run, toy_config, ema_watch):
+    with_ema(toy_config)
+    run('whole', 'train_cfg.max_epochs=4')
+    run('parts')
+    run('parts', 'train_cfg.max_epochs=4', resume='auto')
+    averaged, model = ema_watch.seen[-1]
+    assert not torch.equal(averaged['heads.object.weight'], model['heads.object.weight'])
+    old, new = read_checkpoint('whole/epoch_4.pth'), read_checkpoint('parts/epoch_4.pth')
+    for entry in ('state_dict', 'ema_state_dict'):
+        torch.testing.assert_close(dict(new[entry]), dict(old[entry]), rtol=0, atol=0)
+
+
+def edited(path, edit, target):
+    """A copy of a checkpoint with something changed."""
+    checkpoint = read_checkpoint(path)
+    edit(checkpoint)
+    write_checkpoint(checkpoint, target)
+
+
+@pytest.mark.parametrize('edit, says', [
+    (lambda c: c['meta']['bevfusion_enhanced'].update(version='99.0.0'),
+     r'odd.pth was written by bevfusion_enhanced 99.0.0, this is .*update'),
+    (lambda c: c.pop('optimizer'), r'odd.pth holds no optimizer, .*--load-from'),
+    (lambda c: c['optimizer_names']['']['groups'].append(['more']), 'edited or damaged'),
+    (lambda c: c['meta']['bevfusion_enhanced']['tensors'].update(other=[3]), 'gone other'),
+])
+def test_what_cannot_be_resumed_is_said_in_one_line(run, edit, says):
+    run('a')
+    edited('a/epoch_2.pth', edit, 'odd.pth')
+    before = files('a')
+    with pytest.raises(CheckpointError, match=says) as caught:
+        run('b', 'default_hooks.checkpoint.on_architecture_change=error',
+            'train_cfg.max_epochs=3', resume='odd.pth')
+    assert '\n' not in str(caught.value)
+    assert files('a') == before and not files('b')
+
+
+def test_a_folder_is_resumed_from_its_newest_checkpoint(run, log_of):
+    run('a')
+    runner = run('b', 'train_cfg.max_epochs=3', resume='a')
+    assert runner.epoch == 3 and 'a/epoch_2.pth, the newest valid checkpoint' in log_of('b')
+    Path('none').mkdir()
+    with pytest.raises(CheckpointError, match='none holds no checkpoint'):
+        run('c', resume='none')
+
+
+def test_a_module_comes_from_the_source_assigned_to_it(run):
+    run('a')
+    state = weights('a/epoch_2.pth')
+    write_checkpoint({'state_dict': {key: torch.full_like(value, 3.)
+                                     for key, value in state.items()}}, 'threes.pth')
+    run('b', *FROZEN, load_from=['a/epoch_2.pth', 'heads.object=threes.pth'])
+    loaded = weights('b/epoch_1.pth')
+    assert (loaded['heads.object.weight'] == 3).all()
+    torch.testing.assert_close(loaded['encoders.lidar.backbone.weight'],
+                               state['encoders.lidar.backbone.weight'])
+    report = json.loads(Path('b/load_report.json').read_text())
+    assert report['modules']['heads.object']['source'] == 'threes.pth'
+
+
+def test_a_changed_option_of_the_optimizer_is_used_and_said(run, log_of):
+    run('a')
+    runner = run('a', 'train_cfg.max_epochs=3', 'optim_wrapper.optimizer.weight_decay=0.5',
+                 resume='auto')
+    assert runner.optim_wrapper.optimizer.param_groups[0]['weight_decay'] == 0.5
+    assert 'weight_decay: 0.01 in the checkpoint, 0.5 from now on' in log_of('a')

@@ -301,6 +301,10 @@ def _merge(own: _Options, old: _Options, *, same: bool, keep_schedule: bool, kee
         elif key in own:
             notes.append(f'{key}: {value} in the checkpoint, {own[key]} from now on')
     if keep_schedule and same:
+        notes += [f'{key[len("initial_"):]}: the run goes on with the {old[key]:.4g} of the '
+                  f'checkpoint, not the {own[key]:.4g} of this config; --fresh-schedule takes that'
+                  for key in sorted(scheduled) if key.startswith('initial_')
+                  and key in own and key in old and own[key] != old[key]]
         merged.update((key, old[key]) for key in scheduled if key in old)
     elif keep_schedule:
         merged.update(_at_the_point_of(old, own))

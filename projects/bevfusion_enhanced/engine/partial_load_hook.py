@@ -119,7 +119,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             self._plan_resume(runner)
 
     def _plan_load(self, runner: Runner, sources: Tuple[LoadSource, ...]) -> None:
-        refuse_used_folder(self._folder(runner))
+        refuse_used_folder(self.checkpoint_folder(runner))
         self._mode, self._sources = _LOAD, sources
         runner._resume = False
         if sources:
@@ -127,7 +127,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
 
     def _plan_resume(self, runner: Runner) -> None:
         """Go on where the checkpoint's training and this one agree; otherwise say what differs."""
-        explicit, folder = runner._load_from is not None, self._folder(runner)
+        explicit, folder = runner._load_from is not None, self.checkpoint_folder(runner)
         asked = str(runner._load_from) if explicit else folder
         named = explicit and not osp.isdir(asked)
         path = asked if named else newest_in(asked, runner)
@@ -273,12 +273,6 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             loop = runner._val_loop
         dataset = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
         return class_lists_of(getattr(dataset, 'metainfo', None))
-
-    def _folder(self, runner: Runner) -> str:
-        """Where this run's checkpoints go, as CheckpointHook decides in `before_train`."""
-        if self.out_dir is None or self.out_dir == runner.work_dir:
-            return runner.work_dir
-        return osp.join(self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
 
 
 class _LoadFirst(Hook):
