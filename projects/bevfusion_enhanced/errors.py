@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, unreadable, or of something else."""
+
+
+class TrainingError(UserError):
+    """A training that cannot go on; says since when, and from which checkpoint to go on."""
