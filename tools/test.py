@@ -13,6 +13,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('--work-dir', metavar='DIR',
                         help='folder of the results; by default test/ in that of the training')
     parser.add_argument('--show-dir', metavar='DIR', help='draw a few samples into this folder')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='read the checkpoint even if it holds code; it is executed')
     parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action='extend',
                         default=[], help='change settings of the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none',
@@ -31,7 +33,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     set_local_rank(args.local_rank)
     options = EvaluateOptions(
         config=args.config, checkpoint=args.checkpoint, work_dir=args.work_dir,
-        show_dir=args.show_dir, overrides=args.cfg_options, launcher=args.launcher)
+        show_dir=args.show_dir, trust_checkpoint=args.trust_checkpoint, overrides=args.cfg_options,
+        launcher=args.launcher)
     return run_cli(lambda: evaluate(options))
 
 

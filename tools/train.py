@@ -13,9 +13,21 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument('--load-from', metavar='CKPT', nargs='+', default=[],
                        help='start a new run from every weight that fits; of several files, each '
-                       'module comes from the first that holds it')
+                       'module comes from the one assigned to it (MODULE=CKPT), or the first '
+                       'that holds it')
     start.add_argument('--resume', metavar='CKPT', nargs='?', const='auto',
-                       help='go on with a run: from its newest checkpoint, or from the one given')
+                       help='go on with a run: from its newest checkpoint, or from the one given '
+                       '(the newest one, of a folder)')
+    parser.add_argument('--fresh-schedule', action='store_true',
+                        help='with --resume: keep weights, moments and epoch, and start the '
+                        'schedule of the config from there')
+    parser.add_argument('--source-classes', metavar='LIST=A,B,...', nargs='+', action='extend',
+                        default=[], help='classes of what --load-from loads, where the files do '
+                        'not say (LIST is classes or map_classes)')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='read the checkpoints named even if they hold code; it is executed')
+    parser.add_argument('--deterministic', action='store_true',
+                        help='two runs on one machine give the same weights, bit for bit')
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action='extend',
                         default=[], help='change settings of the config')
@@ -33,8 +45,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     from bevfusion_enhanced.engine.train import TrainOptions, set_local_rank, train
     set_local_rank(args.local_rank)
     options = TrainOptions(
-        config=args.config, work_dir=args.work_dir, load_from=args.load_from, resume=args.resume,
-        amp=args.amp, overrides=args.cfg_options, launcher=args.launcher)
+        config=args.config, work_dir=args.work_dir, load_from=args.load_from,
+        source_classes=args.source_classes, resume=args.resume, fresh_schedule=args.fresh_schedule,
+        trust_checkpoint=args.trust_checkpoint, deterministic=args.deterministic, amp=args.amp,
+        overrides=args.cfg_options, launcher=args.launcher)
     return run_cli(lambda: train(options))
 
 

@@ -57,6 +57,28 @@ def test_options_reach_the_config(toy_config):
         resolve(TrainOptions(config=str(toy_config), load_from=['a.pth'], resume='auto'))
 
 
+def test_options_of_a_start_reach_the_checkpoint_hook(toy_config):
+    def hook(**options):
+        return resolve(TrainOptions(config=str(toy_config), **options)).default_hooks.checkpoint
+
+    assert hook(resume='auto', fresh_schedule=True)['resume_schedule'] is False
+    assert 'resume_schedule' not in hook(resume='auto')
+    classes = hook(load_from=['a.pth'], source_classes=['classes=car,truck'])['source_classes']
+    assert classes == {'classes': ['car', 'truck']}
+    for options in (dict(fresh_schedule=True), dict(fresh_schedule=True, load_from=['a.pth'])):
+        with pytest.raises(ConfigError, match='--fresh-schedule: .*add --resume'):
+            hook(**options)
+    for options in ({}, dict(resume='auto')):
+        with pytest.raises(ConfigError, match='--source-classes: .*--load-from'):
+            hook(source_classes=['classes=car'], **options)
+
+
+def test_deterministic_reaches_the_runner(toy_config, monkeypatch):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    config = resolve(TrainOptions(config=str(toy_config), deterministic=True))
+    assert config.randomness.deterministic is True
+
+
 def test_amp_without_a_gpu_is_refused(toy_config, monkeypatch):
     import torch
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)

@@ -28,7 +28,7 @@ def wrap(model, paramwise=None, config=ADAM):
 
 def step(wrapper, model, seed=0):
     """One update with gradients that are a function of the name alone."""
-    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
+    for number, (_, parameter) in enumerate(sorted(model.named_parameters())):
         generator = torch.Generator().manual_seed(seed + number)
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     wrapper.step()

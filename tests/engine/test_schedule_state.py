@@ -28,7 +28,8 @@ def scheduled(run, toy_config):
 
 def rates(log):
     """Base rate of every iteration in a log."""
-    return [float(line.split(' lr: ')[1].split()[0]) for line in log.splitlines() if ' lr: ' in line]
+    lines = [line for line in log.splitlines() if ' lr: ' in line]
+    return [float(line.split(' lr: ')[1].split()[0]) for line in lines]
 
 
 @pytest.mark.parametrize('new, says', [
@@ -37,7 +38,8 @@ def rates(log):
     ('', r'1 scheduler \(LinearLR\), this run has no schedulers'),
     (WARM_UP.replace('LinearLR', 'ConstantLR').replace('start_', ''),
      'scheduler 1 is LinearLR of lr by iteration, that of this run ConstantLR of lr by iteration'),
-    (WARM_UP.replace('by_epoch=False', 'by_epoch=True'), 'that of this run LinearLR of lr by epoch'),
+    (WARM_UP.replace('by_epoch=False', 'by_epoch=True'),
+     'that of this run LinearLR of lr by epoch'),
 ])
 @pytest.mark.parametrize('kinds_recorded', [True, False])
 def test_another_schedule_is_never_cut(scheduled, new, says, kinds_recorded):

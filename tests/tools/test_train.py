@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import toy
 
 TRAIN = toy.REPO / 'tools' / 'train.py'
@@ -60,6 +61,31 @@ def test_bad_input_stops_before_anything_is_written(trained, monkeypatch, capsys
     error = capsys.readouterr().err.strip()
     assert error.startswith('error: ') and says in error and len(error.splitlines()) == 1
     assert not (trained / 'w').exists()
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path('executed'),)
+
+
+def test_code_in_a_checkpoint_runs_only_when_it_is_trusted(trained, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(toy.ENGINE_TESTS))
+    toy.write_config(tmp_path)
+    checkpoint = torch.load(trained / 'work_dirs/mini/toy/epoch_1.pth', weights_only=False)
+    torch.save({'state_dict': checkpoint['state_dict'], 'extra': Payload()}, 'odd.pth')
+    main = toy.load_module(TRAIN).main
+    arguments = ['configs/mini/toy.py', '--load-from', 'odd.pth']
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith('error: checkpoint odd.pth') and '--trust-checkpoint' in error
+    assert not Path('executed').exists() and not Path('work_dirs').exists()
+    status = main([*arguments, '--trust-checkpoint', *toy.own_experiment(),
+                   'train_cfg.max_epochs=1'])
+    assert status == 0 and Path('executed').exists()
+    assert Path('work_dirs/mini/toy/epoch_1.pth').is_file()
 
 
 def test_load_from_and_resume_exclude_each_other(capsys):

@@ -20,6 +20,7 @@ class EvaluateOptions:
         checkpoint: The weights to test; every tensor of the model has to be in it.
         work_dir: Where the results go; `test` in the training's default folder when left out.
         show_dir: Where pictures of a few samples go; none are drawn when left out.
+        trust_checkpoint: Read the checkpoint with everything in it, code included.
         overrides: `key=value` pairs for the config.
         launcher: How several processes were started, as MMEngine names it.
     """
@@ -28,6 +29,7 @@ class EvaluateOptions:
     checkpoint: str
     work_dir: Optional[str] = None
     show_dir: Optional[str] = None
+    trust_checkpoint: bool = False
     overrides: Sequence[str] = ()
     launcher: str = 'none'
 
@@ -47,8 +49,10 @@ def evaluate(options: EvaluateOptions) -> Dict[str, Any]:
 
     from .. import compat
     from .metric_tables import print_tables
-    from .preflight import check_config
+    from .preflight import check_config, trust_named_checkpoints
     compat.apply()
+    if options.trust_checkpoint:
+        trust_named_checkpoints(config)
     check_config(config, mode='test')
     runner = Runner.from_cfg(config)
     metrics = runner.test()

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Sequence, Tuple
 
+from ..checkpoints.loading import parse_sources
 from ..checkpoints.storage import read_checkpoint
+from ..checkpoints.trust import trust_files
 from ..datasets.vocabulary import DETECTION_CLASSES, MAP_LAYERS
 from ..errors import CheckpointError, ConfigError, DataError
 from .run_folder import list_checkpoints, refuse_used_folder, require_writable
@@ -183,10 +185,9 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
     Raises:
         CheckpointError: See `check_config`.
     """
-    sources = config.get('load_from')
-    sources = [sources] if isinstance(sources, str) else list(sources or ())
+    sources = named_checkpoints(config)
     for path in sources:
-        if not path.startswith(_URL):
+        if not path.startswith(_URL) and not (config.get('resume') and Path(path).is_dir()):
             read_checkpoint(path, mmap=True)
     for where, path in pretrained_paths(config['model'], 'model'):
         if not path.startswith(_URL) and not Path(path).expanduser().is_file():
@@ -200,6 +201,25 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
     elif not sources and not list_checkpoints(config['work_dir']):
         raise CheckpointError(f'--resume: work dir {config["work_dir"]} holds no checkpoint; leave '
                               '--resume out to start, or name a file')
+
+
+def named_checkpoints(config: Mapping[str, Any]) -> List[str]:
+    """Paths of the checkpoints in `load_from`, without the modules they are assigned to."""
+    sources = config.get('load_from')
+    sources = [sources] if isinstance(sources, str) else list(sources or ())
+    if config.get('resume'):
+        return sources
+    return list(dict.fromkeys(source.path for source in parse_sources(sources)))
+
+
+def trust_named_checkpoints(config: Mapping[str, Any]) -> None:
+    """Trust every checkpoint that this run may read: `--trust-checkpoint`."""
+    paths = named_checkpoints(config)
+    paths += [path for _, path in pretrained_paths(config['model'], 'model')]
+    if config.get('resume'):
+        folders = [path for path in paths if Path(path).is_dir()] or [config['work_dir']]
+        paths += [str(path) for folder in folders for path in list_checkpoints(folder)]
+    trust_files(path for path in paths if not path.startswith(_URL))
 
 
 def pretrained_paths(node: Any, where: str) -> Iterator[Tuple[str, str]]:

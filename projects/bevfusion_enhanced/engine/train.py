@@ -5,8 +5,15 @@ from typing import List, Optional, Sequence
 
 from mmengine.config import Config
 
+from ..checkpoints.source_classes import parse_source_classes
 from ..errors import ConfigError
-from .config import default_work_dir, load_config, use_checkpoint_hook, use_exact_resume
+from .config import (
+    default_work_dir,
+    load_config,
+    make_deterministic,
+    use_checkpoint_hook,
+    use_exact_resume,
+)
 
 AUTOMATIC = 'auto'
 
@@ -18,8 +25,14 @@ class TrainOptions:
     Attributes:
         config: Path of the config file.
         work_dir: The run's folder; from the config, or its path, when left out.
-        load_from: Checkpoints to take weights from, in order of preference.
+        load_from: Checkpoints to take weights from, in order of preference; 'MODULE=FILE' assigns
+            one to a module.
+        source_classes: 'LIST=NAME,NAME,...': classes of those checkpoints, where they do not say.
         resume: A checkpoint to go on from, `AUTOMATIC` for the newest of this run, or None.
+        fresh_schedule: Resume with the schedule of the config, started anew.
+        trust_checkpoint: Read the checkpoints that are named with everything in them, code
+            included.
+        deterministic: Let two trainings on one machine be the same, bit for bit.
         amp: Train with automatic mixed precision.
         overrides: `key=value` pairs for the config.
         launcher: How several processes were started, as MMEngine names it.
@@ -28,7 +41,11 @@ class TrainOptions:
     config: str
     work_dir: Optional[str] = None
     load_from: Sequence[str] = ()
+    source_classes: Sequence[str] = ()
     resume: Optional[str] = None
+    fresh_schedule: bool = False
+    trust_checkpoint: bool = False
+    deterministic: bool = False
     amp: bool = False
     overrides: Sequence[str] = ()
     launcher: str = 'none'
@@ -44,8 +61,10 @@ def train(options: TrainOptions) -> None:
     from mmengine.runner import Runner
 
     from .. import compat
-    from .preflight import check_config
+    from .preflight import check_config, trust_named_checkpoints
     compat.apply()
+    if options.trust_checkpoint:
+        trust_named_checkpoints(config)
     check_config(config, mode='train')
     Runner.from_cfg(config).train()
 
@@ -61,6 +80,21 @@ def resolve(options: TrainOptions) -> Config:
                           'the two')
     config = load_config(options.config, options.overrides)
     prepare(config, options.config, work_dir=options.work_dir, launcher=options.launcher)
+    start_from(config, options)
+    if options.deterministic:
+        make_deterministic(config)
+    if options.amp:
+        enable_amp(config)
+    return config
+
+
+def start_from(config: Config, options: TrainOptions) -> None:
+    """Put where a training starts from into the config, in place.
+
+    Raises:
+        ConfigError: An option has no use without another one.
+    """
+    hook = config.default_hooks.checkpoint
     if options.load_from:
         sources: List[str] = list(options.load_from)
         config.load_from = sources[0] if len(sources) == 1 else sources
@@ -68,9 +102,16 @@ def resolve(options: TrainOptions) -> Config:
     elif options.resume:
         config.resume = True
         config.load_from = None if options.resume == AUTOMATIC else options.resume
-    if options.amp:
-        enable_amp(config)
-    return config
+    if options.fresh_schedule:
+        if not config.get('resume'):
+            raise ConfigError('--fresh-schedule: only a run that is resumed has an old schedule; '
+                              'add --resume, or leave it out')
+        hook['resume_schedule'] = False
+    if options.source_classes:
+        if config.get('resume') or not config.get('load_from'):
+            raise ConfigError('--source-classes: says what --load-from loads; add that, or leave '
+                              'it out')
+        hook['source_classes'] = parse_source_classes(options.source_classes)
 
 
 def prepare(config: Config, path: str, *, work_dir: Optional[str], launcher: str) -> None:
