@@ -71,7 +71,7 @@ def test_a_fresh_schedule_keeps_weights_moments_and_epoch(scheduled, log_of):
     assert set(rates(log_of('b'))) == {0.}
 
 
-@pytest.mark.parametrize('end', ['', ', end=5'])
+@pytest.mark.parametrize('end', ['', ', end=5', ', end=8, T_max=8'])
 def test_a_fresh_schedule_counts_from_where_the_run_goes_on(scheduled, log_of, end):
     scheduled('a', WARM_UP, EPOCHS.format(3))
     scheduled('b', COSINE.format(end=end), FRESH, EPOCHS.format(8), resume='a/epoch_3.pth')

@@ -57,7 +57,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             treats it as `load_from` and says so, 'error' stops. An automatic one always stops.
         resume_schedule: Whether a resumed run goes on with the checkpoint's schedule. Otherwise
             weights, moments and epoch are kept, and the schedule of the config starts from there:
-            schedulers without an `end` span what is left of the run, the others count from there.
+            schedulers that end with the run span what is left of it, the others count from there.
         fresh_lr_mult: Rate of the fresh parameters after a load in part, as a multiple.
         freeze_reused_epochs: Epochs after a load in part during which what was reused stands
             still, running statistics of norms included.

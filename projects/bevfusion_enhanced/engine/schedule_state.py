@@ -96,8 +96,8 @@ def fit_to_groups(states: Any, optimizer: Mapping[str, Any], runner: Runner) -> 
 def restart(runner: Runner, *, epoch: int, iteration: int) -> Tuple[str, ...]:
     """Build the schedulers anew, to count from the point at which the run goes on.
 
-    A scheduler whose config does not say where it ends spans what is left of the run. One that
-    does says so in epochs or iterations from that point on.
+    A scheduler that ends with the run, because its config says so or does not say where, spans what
+    is left of the run. Any other begins and ends so many epochs or iterations from that point on.
 
     Args:
         runner: Its schedulers are replaced, and the scheduled options of its optimizers are those
@@ -111,10 +111,11 @@ def restart(runner: Runner, *, epoch: int, iteration: int) -> Tuple[str, ...]:
     config = (runner.cfg or {}).get('param_scheduler')
     if runner.param_schedulers is None or not config:
         return ('schedule: none in this config; the rates are those that it sets',)
-    left = {True: max(runner.max_epochs - epoch, 1), False: max(runner.max_iters - iteration, 1)}
+    total = {True: runner.max_epochs, False: runner.max_iters}
+    left = {True: max(total[True] - epoch, 1), False: max(total[False] - iteration, 1)}
     for wrapper in wrappers_of(runner.optim_wrapper).values():
         forget(wrapper)
-    runner.param_schedulers = runner.build_param_scheduler(_with_ends(config, left))
+    runner.param_schedulers = runner.build_param_scheduler(_for_the_rest(config, total, left))
     notes = []
     for part in schedulers_of(runner).values():
         for scheduler in part:
@@ -133,15 +134,25 @@ def forget(wrapper: OptimWrapper) -> None:
             group[key[len('initial_'):]] = group.pop(key)
 
 
-def _with_ends(config: Any, left: Mapping[bool, int]) -> Any:
-    """A copy of the schedulers' config in which those without an end span what is left."""
+def _for_the_rest(config: Any, total: Mapping[bool, int], left: Mapping[bool, int]) -> Any:
+    """A copy of the schedulers' config in which those that end with the run span what is left.
+
+    Args:
+        config: One scheduler's, a list of them, or a dictionary of these by optimizer.
+        total: Epochs (under True) and iterations (under False) of the run.
+        left: The same of what is left.
+    """
     if isinstance(config, Mapping) and 'type' not in config:
-        return {key: _with_ends(part, left) for key, part in config.items()}
-    if isinstance(config, Mapping):
-        ended = copy.deepcopy(dict(config))
-        ended.setdefault('end', max(left[ended.get('by_epoch', True)], ended.get('begin', 0) + 1))
-        return ended
-    return [_with_ends(part, left) for part in config]
+        return {key: _for_the_rest(part, total, left) for key, part in config.items()}
+    if not isinstance(config, Mapping):
+        return [_for_the_rest(part, total, left) for part in config]
+    rest, by_epoch = copy.deepcopy(dict(config)), config.get('by_epoch', True)
+    begin, end = rest.get('begin', 0), rest.get('end', total[by_epoch])
+    if end == total[by_epoch]:
+        rest['end'] = max(left[by_epoch], begin + 1)
+        if rest.get('T_max') == end - begin:
+            rest['T_max'] = rest['end'] - begin
+    return rest
 
 
 def _same_kind(scheduler: _ParamScheduler, state: Mapping[str, Any], name: str) -> bool:
