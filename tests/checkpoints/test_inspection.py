@@ -105,6 +105,11 @@ def test_a_bare_state_dict_cannot_be_resumed(tmp_path):
     assert found.entries == () and found.metadata == {} and found.origin.wrappers == ()
 
 
+def test_what_is_no_tensor_is_passed_over(tmp_path):
+    found = inspect(saved(tmp_path, {'fuser.w': torch.ones(2), 'note': 'mine', 'epoch': 3}))
+    assert [module.module for module in found.modules] == ['fuser']
+
+
 def test_a_newer_versions_file_is_refused(tmp_path):
     content = trained(weights())
     content['meta'][META_KEY] = {'version': '99.0.0'}

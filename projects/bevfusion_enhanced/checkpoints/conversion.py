@@ -14,7 +14,7 @@ from .explain import CLASS_LISTS
 from .families import family_of
 from .fingerprint import META_KEY, class_lists_of, fingerprint_of, make_fingerprint
 from .geometry_keys import split_geometry, stored_geometry
-from .inspection import average, require_finite
+from .inspection import average, require_finite, tensors_of
 from .name_tables import mmdet3d_to_native
 from .naming import Translation, convert, translate
 from .state_dict import StateDict, unwrap
@@ -51,9 +51,10 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, to: str, geometry: Mapp
     translation = translate(checkpoint, model={}, geometry=geometry, source=source)
     if not (_is_ours(checkpoint) and to == 'native'):
         _require_known(translation, to=to, source=source)
-    require_finite(translation.weights, source=source)
+    tensors = tensors_of(translation.weights)
+    require_finite(tensors, source=source)
     known = {**record['geometry'], **_stored(checkpoint), **geometry}
-    weights = _contiguous(convert(translation.weights, to=to, geometry=known))
+    weights = _contiguous(convert(tensors, to=to, geometry=known))
     metadata = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}
     meta = {name: metadata[name] for name in _KEPT if name in metadata}
     classes = class_lists_of(metadata)
@@ -84,7 +85,7 @@ def average_checkpoints(checkpoints: Sequence[Mapping[str, Any]], *, sources: Se
     """
     unwrapped = [unwrap(checkpoint, source=source)
                  for checkpoint, source in zip(checkpoints, sources, strict=True)]
-    weights = average([item.weights for item in unwrapped], sources=sources)
+    weights = average([tensors_of(item.weights) for item in unwrapped], sources=sources)
     last = checkpoints[-1]
     stored = last.get(unwrapped[-1].wrappers[0], last) if unwrapped[-1].wrappers else last
     metadata = getattr(stored, '_metadata', None)

@@ -266,9 +266,9 @@ def _consequence(text: str, difference: Difference, kind: str) -> str:
         return f'{text}, and tensors change' if kind == STRUCTURE else text
     if kind == MEANING:
         return 'the same tensors, but what is computed with them may differ'
-    if difference.old is ABSENT or difference.old is None:
+    if isinstance(difference.new, dict):
         return 'what is new starts fresh, the rest is reused'
-    if difference.new is ABSENT or difference.new is None:
+    if isinstance(difference.old, dict):
         return 'its weights are no longer used'
     if difference.key.endswith('.type'):
         return 'another module; what does not fit starts fresh'

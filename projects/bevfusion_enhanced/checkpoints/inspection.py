@@ -166,7 +166,7 @@ def inspect(path: PathLike) -> Inspection:
     return Inspection(
         path=str(path), size=path.stat().st_size, notes=unwrapped.notes, entries=tuple(entries),
         origin=recognise(checkpoint, source=str(path)), metadata=_told(meta),
-        optimizers=optimizers, modules=tuple(_modules(unwrapped.weights, mapped)),
+        optimizers=optimizers, modules=tuple(_modules(tensors_of(unwrapped.weights), mapped)),
         lacking=tuple(name for name in NEEDED_TO_RESUME if not checkpoint.get(name)))
 
 
@@ -180,7 +180,8 @@ def diff(first: PathLike, second: PathLike) -> Differences:
     for path in (first, second):
         checkpoint = read_checkpoint(path, mmap=True)
         mapped.append(MappedFile(path))
-        states.append(translate(checkpoint, model={}, geometry={}, source=str(path)).weights)
+        states.append(tensors_of(
+            translate(checkpoint, model={}, geometry={}, source=str(path)).weights))
     return compare(*states, mapped=tuple(mapped))
 
 
@@ -229,6 +230,11 @@ def average(states: Sequence[StateDict], *, sources: Sequence[str]) -> StateDict
         else:
             averaged[name] = value.clone()
     return averaged
+
+
+def tensors_of(weights: Mapping[str, Any]) -> StateDict:
+    """The tensors among weights, without what else a file of another program keeps there."""
+    return OrderedDict((name, value) for name, value in weights.items() if torch.is_tensor(value))
 
 
 def require_finite(state: StateDict, *, source: str) -> None:
