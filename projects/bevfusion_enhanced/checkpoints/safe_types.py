@@ -6,20 +6,12 @@ data is stood in for by a record of ours (`numpy_records`): arrays, dtypes, Hist
 `getattr`, through which MMEngine pickles the names of its statistics.
 """
 import argparse
+import codecs
 import datetime
 import pathlib
 from typing import Any, Callable, Dict, List, Tuple, Union
 
 from . import numpy_records
-
-_TEXT_CODECS = ('latin1', 'latin-1', 'ascii', 'utf-8', 'utf8')
-
-
-def encode(text: str, codec: str = 'utf-8') -> bytes:
-    """Stands in for `codecs.encode`, which would call any codec that is registered."""
-    if not isinstance(text, str) or codec not in _TEXT_CODECS:
-        raise ValueError(f'codec {codec!r} is not one of text')
-    return text.encode(codec)
 
 
 def default_dict(factory: Union[Callable[[], Any], str, None] = None) -> Dict[Any, Any]:
@@ -41,7 +33,7 @@ def _numpy_types() -> Dict[str, Any]:
 def _plain_types() -> Dict[str, Any]:
     """Containers and values of the standard library that hold data and run nothing."""
     allowed: Dict[str, Any] = {
-        '_codecs.encode': encode,  # how pickle protocol 2 writes bytes
+        '_codecs.encode': codecs.encode,  # how pickle protocol 2 writes bytes
         'collections.defaultdict': default_dict,
         'torch.torch_version.TorchVersion': str,
         'argparse.Namespace': argparse.Namespace,
