@@ -273,7 +273,7 @@ class HealthHook(Hook):
             for pair, values in part['cosines'].items():
                 cosines.setdefault(pair, []).extend(values)
         weights = statistics_of(self._model)
-        changes = weight_changes(self._weights, weights)
+        changes = weight_changes(self._weights if self._history else {}, weights)
         self._weights = weights
         measured = {'epoch': float(runner.epoch + 1), 'steps.resumed': float(self._resumed),
                     'weights.changed': float(len(changes)),

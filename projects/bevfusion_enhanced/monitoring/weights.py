@@ -16,6 +16,7 @@ TensorStatistics = List[float]
 JUMP = 10.0         # factor by which no tensor of a healthy run changes from epoch to epoch
 NOTABLE = 1e-2      # root mean square below which a factor means nothing
 EXACT = 1e-3        # relative difference of weights that should be the very same
+_RUNNING = ('running_mean', 'running_var')  # these begin at 0 and 1, wherever they belong
 
 
 class WeightChange(NamedTuple):
@@ -69,7 +70,7 @@ def weight_changes(before: Mapping[str, TensorStatistics], now: Mapping[str, Ten
             continue
         elif size == 0 and old > NOTABLE:
             changes.append(WeightChange(name, 'zeroed', old, size))
-        elif max(size, old) > NOTABLE and min(size, old) > 0 and (
+        elif not name.endswith(_RUNNING) and max(size, old) > NOTABLE and min(size, old) > 0 and (
                 max(size, old) / min(size, old) > JUMP):
             changes.append(WeightChange(name, 'jumped', old, size))
         elif same and abs(size - old) > EXACT * max(size, old):
@@ -87,8 +88,7 @@ class BufferGuard:
     def __init__(self, model: nn.Module) -> None:
         self._buffers: Dict[str, Tensor] = {
             name: buffer for name, buffer in model.named_buffers()
-            if buffer is not None and buffer.is_floating_point() and (
-                name.endswith(('running_mean', 'running_var')))}
+            if buffer is not None and name.endswith(_RUNNING)}
         self._kept = {name: buffer.clone() for name, buffer in self._buffers.items()}
 
     @torch.no_grad()
