@@ -36,6 +36,9 @@ class KeyedSampler(Sampler):
         sampler: The sampler of this process. Its n-th index stands at the place `rank + n *
             world_size` of the epoch's order, as MMEngine's samplers deal them out.
         seed: Seed of the run's data, the same in all processes.
+
+    Attributes:
+        start: How many samples of this process to leave out at the beginning.
     """
 
     def __init__(self, *, sampler: Iterable[int], seed: int) -> None:
@@ -56,9 +59,9 @@ class KeyedSampler(Sampler):
         """Samples of a whole epoch in this process, wherever it starts."""
         return len(self.sampler)
 
-    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the epoch (from 0), and how many samples of this process to leave out at first."""
-        self.epoch, self.start = epoch, start
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0; `start` stays as it is."""
+        self.epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
 
