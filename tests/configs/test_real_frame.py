@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 def heatmap_losses(work_dir: Path) -> np.ndarray:
     """The heatmap loss of every iteration, from the run's scalars."""
-    scalars = next(work_dir.rglob('vis_data/scalars.json'))
+    scalars = next(work_dir.rglob('scalars.json'))
     return np.array([json.loads(line)['loss/object/heatmap']
                      for line in scalars.read_text().splitlines()])
 
