@@ -1,8 +1,10 @@
 """A whole checkpoint in another code base's form, there and back; and the average as a file."""
+import json
 from collections import OrderedDict
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from bevfusion_enhanced import __version__
 from bevfusion_enhanced.checkpoints.conversion import (
@@ -12,6 +14,8 @@ from bevfusion_enhanced.checkpoints.conversion import (
 )
 from bevfusion_enhanced.checkpoints.explain import explain_change
 from bevfusion_enhanced.checkpoints.fingerprint import META_KEY, fingerprint_of, make_fingerprint
+from bevfusion_enhanced.checkpoints.geometry import geometry_of
+from bevfusion_enhanced.checkpoints.geometry_keys import add_geometry, has_geometry
 from bevfusion_enhanced.checkpoints.naming import recognise
 from bevfusion_enhanced.checkpoints.source_classes import parse_source_classes
 from bevfusion_enhanced.checkpoints.storage import read_checkpoint, write_checkpoint
@@ -61,6 +65,20 @@ def test_there_and_back_is_the_same_bit_for_bit(ours, tmp_path, to, suffix):
     again = convert_checkpoint(back, to=to, geometry={}, source='back').checkpoint
     for name, value in there['state_dict'].items():
         assert torch.equal(again['state_dict'][name], value), name
+
+
+@pytest.mark.needs_shared
+def test_a_full_size_checkpoint_says_its_geometry_by_itself(shared, repo):
+    shapes = json.loads((shared / 'parity' / 'mit_det_seg_full_keys.json').read_text())
+    config = Config.fromfile(repo / 'configs' / 'phase1_baseline.py', import_custom_modules=False)
+    learnt = OrderedDict((name, torch.randn(shape)) for name, shape in shapes.items()
+                         if not has_geometry([name]))
+    original = add_geometry(learnt, geometry_of(config))
+    assert {name: list(value.shape) for name, value in original.items()} == shapes
+    ours = convert_checkpoint({'state_dict': original}, to='native', geometry={}, source='a')
+    back = convert_checkpoint(ours.checkpoint, to='mit', geometry={}, source='b').checkpoint
+    assert set(back['state_dict']) == set(original)
+    assert all(torch.equal(back['state_dict'][name], value) for name, value in original.items())
 
 
 def test_geometry_goes_into_the_weights_and_comes_back_as_metadata(ours, tmp_path):

@@ -39,6 +39,13 @@ def _if_loading_changes(old: Any, new: Any) -> str:
     return TRAINING if loads[0] == loads[1] else MEANING
 
 
+def _if_balance_learns(old: Any, new: Any) -> str:
+    """Two ways of balancing tasks keep weights of their own; PCGrad only turns gradients."""
+    kinds = [str(side.get('type') if isinstance(side, dict) else side) for side in (old, new)]
+    learn = any(kind.endswith(('UncertaintyWeighting', 'GradNorm')) for kind in kinds)
+    return STRUCTURE if learn else TRAINING
+
+
 _GEOMETRY = {
     'point_cloud_range': 'a cell of the BEV map lies at another place',
     'voxel_size': 'a voxel is of another size, so the same weights see other shapes',
@@ -111,6 +118,8 @@ TRAINING_RULES = (
     Rule('model.**.norm_cfg.{requires_grad,momentum}', TRAINING, 'how the norms go on learning'),
     Rule('model.heads.*.bn_momentum', TRAINING, 'how the norms go on learning'),
     Rule('model.loss_scale', TRAINING, 'weights of the losses'),
+    Rule('model.task_balance.{alpha,lr,interval,on}', TRAINING, 'weights of the losses'),
+    Rule('model.task_balance', _if_balance_learns, 'another balance of the losses'),
     Rule('model.heads.*.{loss,loss_cls,loss_bbox,loss_heatmap,loss_weight,aux_weight,use_dice_loss,'
          'dice_weight,focal_alpha,focal_gamma,auxiliary}', TRAINING, 'what the losses count'),
     Rule('model.heads.*.train_cfg', TRAINING, 'how predictions are matched with the truth'),
