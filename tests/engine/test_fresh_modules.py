@@ -136,8 +136,21 @@ def test_nothing_fresh_nothing_frozen(observe, log_of):
     assert not torch.equal(tensors[0]['heads.object.weight'], tensors[1]['heads.object.weight'])
 
 
-@pytest.mark.parametrize('paramwise', [(), (PARAMWISE,)])
-def test_a_resumed_run_keeps_its_groups(observe, paramwise):
+AMP = ('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.loss_scale=dynamic',
+       'optim_wrapper.dtype=bfloat16', 'optim_wrapper.clip_grad.max_norm=5')
+
+
+@pytest.fixture
+def amp_on_a_cpu(monkeypatch):
+    """MMEngine's wrapper for mixed precision, which insists on a GPU, on torch's CPU parts."""
+    from mmengine.optim.optimizer import amp_optimizer_wrapper as module
+    monkeypatch.setattr(module, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(module, 'GradScaler', lambda: torch.amp.GradScaler(
+        'cpu', init_scale=64., growth_interval=3))
+
+
+@pytest.mark.parametrize('paramwise', [(), (PARAMWISE,), AMP])
+def test_a_resumed_run_keeps_its_groups(observe, amp_on_a_cpu, paramwise):
     observe('a')
     options = (GATED, 'train_cfg.max_epochs=4', option('fresh_lr_mult', 3),
                option('fresh_warmup_iters', 5), option('freeze_reused_epochs', 2), *paramwise)
@@ -153,6 +166,8 @@ def test_a_resumed_run_keeps_its_groups(observe, paramwise):
     torch.testing.assert_close(new['optimizer'], old['optimizer'], rtol=0, atol=0)
     assert new['param_schedulers'] == old['param_schedulers']
     assert new['optimizer_names'] == old['optimizer_names']
+    if paramwise == AMP:
+        assert old['optimizer']['loss_scaler']['scale'] == 64 * 2 ** (4 * LENGTH // 3)
 
 
 def test_moments_are_carried_over_by_name(observe):
@@ -177,6 +192,12 @@ def by_name(checkpoint):
     places = [place for group in optimizer['param_groups'] for place in group['params']]
     return {name: optimizer['state'][place] for name, place in zip(names, places, strict=True)
             if place in optimizer['state']}
+
+
+def test_options_without_a_load_say_that_they_do_nothing(observe, log_of):
+    rates, _, _ = observe('a', option('fresh_lr_mult', 4))
+    assert max(rates[-1].values()) == pytest.approx(0.01)
+    assert 'nothing is loaded, so nothing is reused' in log_of('a')
 
 
 @pytest.mark.parametrize('options, says', [

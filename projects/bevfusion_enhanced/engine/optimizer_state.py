@@ -14,11 +14,10 @@ from torch import nn
 
 from ..checkpoints.state_dict import weights_of
 from ..errors import CheckpointError
+from .group_options import Options, grouped_alike, largest_share, merge, options_of, overlaps
 
 NAMES = 'optimizer_names'
 
-_Options = Dict[str, Any]
-_PLACES = ('params', 'param_names')
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class NamedState:
     """
 
     kind: str
-    groups: Tuple[Tuple[Tuple[str, ...], _Options], ...]
+    groups: Tuple[Tuple[Tuple[str, ...], Options], ...]
     state: Dict[str, Dict[str, Any]]
     extras: Dict[str, Any] = field(default_factory=dict)
 
@@ -88,7 +87,7 @@ def named_state(saved: Mapping[str, Any], record: Mapping[str, Any], *, source: 
              for place, name in zip(group['params'], part, strict=True) if place in saved['state']}
     return NamedState(
         kind=str(record.get('kind', '')), state=state,
-        groups=tuple((tuple(part), _options(group))
+        groups=tuple((tuple(part), options_of(group))
                      for group, part in zip(groups, names, strict=True)),
         extras={key: value for key, value in saved.items()
                 if key not in ('state', 'param_groups')})
@@ -184,15 +183,15 @@ def place(saved: NamedState, wrapper: OptimWrapper, model: nn.Module, *, source:
              if aliases.get(name, name) in places}
     saved_names = [[aliases.get(name, name) for name in part] for part, _ in saved.groups]
     notes = _state_notes(saved_names, own_names)
-    same = _same_groups(saved_names, own_names)
+    same = grouped_alike(saved_names, own_names)
     if not same:
         notes.append('parameter groups differ from those of the checkpoint: those of this run are '
                      'used, at the point that its schedule had reached')
     groups = []
     for group, part in zip(own['param_groups'], own_names, strict=True):
-        old = _largest_share(part, saved_names, [options for _, options in saved.groups])
-        merged = _merge(_options(group), old, same=same and _overlaps(part, saved_names),
-                        keep_schedule=keep_schedule, keep_options=keep_options, notes=notes)
+        old = largest_share(part, saved_names, [options for _, options in saved.groups])
+        merged = merge(options_of(group), old, same=same and overlaps(part, saved_names),
+                       keep_schedule=keep_schedule, keep_options=keep_options, notes=notes)
         groups.append({**merged, 'params': group['params']})
     result = {**own, 'state': state, 'param_groups': groups}
     _place_extras(result, saved, keep_schedule=keep_schedule, notes=notes)
@@ -288,54 +287,14 @@ def _require_same_kind(saved: NamedState, wrapper: OptimWrapper, *, source: str)
             '--load-from to take its weights')
 
 
-def _merge(own: _Options, old: _Options, *, same: bool, keep_schedule: bool, keep_options: bool,
-           notes: List[str]) -> _Options:
-    """Options of a group of this run that goes on from `old`."""
-    scheduled = _scheduled_keys(own) | _scheduled_keys(old)
-    merged = dict(own)
-    for key, value in old.items():
-        if key in scheduled or (key in own and own[key] == value) or not same:
-            continue
-        if keep_options:
-            merged[key] = value
-        elif key in own:
-            notes.append(f'{key}: {value} in the checkpoint, {own[key]} from now on')
-    if keep_schedule and same:
-        notes += [f'{key[len("initial_"):]}: the run goes on with the {old[key]:.4g} of the '
-                  f'checkpoint, not the {own[key]:.4g} of this config; --fresh-schedule takes that'
-                  for key in sorted(scheduled) if key.startswith('initial_')
-                  and key in own and key in old and own[key] != old[key]]
-        merged.update((key, old[key]) for key in scheduled if key in old)
-    elif keep_schedule:
-        merged.update(_at_the_point_of(old, own))
-    return merged
-
-
-def _scheduled_keys(options: _Options) -> set:
-    """Options that schedulers change, with what they remember beside them."""
-    names = [key[len('initial_'):] for key in options if key.startswith('initial_')]
-    keys = {f'{prefix}{name}' for name in names for prefix in ('', 'initial_', 'max_', 'min_')}
-    return keys | ({'betas'} if 'momentum' in names else set())
-
-
-def _at_the_point_of(old: _Options, own: _Options) -> _Options:
-    """Own initial values, multiplied by what the schedule had made of the old ones."""
-    values = {}
-    for key, initial in own.items():
-        name = key[len('initial_'):]
-        if key.startswith('initial_') and old.get(key) and name in old:
-            values[name] = initial * (old[name] / old[key])
-    return values
-
-
 def _place_extras(result: Dict[str, Any], saved: NamedState, *, keep_schedule: bool,
                   notes: List[str]) -> None:
     """`base_param_settings` is MMEngine's group without parameters: the plain rate for the log."""
     if 'base_param_settings' in result:
         old = saved.extras.get('base_param_settings') or saved.groups[0][1]
         result['base_param_settings'] = {
-            **_merge(_options(result['base_param_settings']), _options(old), same=True,
-                     keep_schedule=keep_schedule, keep_options=False, notes=[]),
+            **merge(options_of(result['base_param_settings']), options_of(old), same=True,
+                    keep_schedule=keep_schedule, keep_options=False, notes=[]),
             'params': result['base_param_settings']['params']}
     if 'loss_scaler' in result and 'loss_scaler' in saved.extras:
         result['loss_scaler'] = saved.extras['loss_scaler']
@@ -356,27 +315,6 @@ def _state_notes(saved: Sequence[Sequence[str]], own: Sequence[Sequence[str]]) -
     return notes
 
 
-def _same_groups(saved: Sequence[Sequence[str]], own: Sequence[Sequence[str]]) -> bool:
-    """Whether the parameters that both sides have are grouped alike, whatever the order."""
-    common = {name for part in saved for name in part} & {name for part in own for name in part}
-    grouped = [{frozenset(part) & common for part in parts} - {frozenset()}
-               for parts in (saved, own)]
-    return grouped[0] == grouped[1]
-
-
-def _largest_share(part: Sequence[str], saved: Sequence[Sequence[str]],
-                   options: Sequence[_Options]) -> _Options:
-    """Options of the saved group that most of these parameters were in."""
-    wanted = set(part)
-    counts = [len(wanted & set(names)) for names in saved]
-    return options[counts.index(max(counts))] if counts else {}
-
-
-def _overlaps(part: Sequence[str], saved: Sequence[Sequence[str]]) -> bool:
-    wanted = set(part)
-    return any(wanted & set(names) for names in saved)
-
-
 def _aliases(model: nn.Module) -> Dict[str, str]:
     """The first name of each parameter by all the names that it has."""
     first = {parameter: name for name, parameter in model.named_parameters()}
@@ -388,10 +326,6 @@ def _taken_as_is(name: str, checkpoint: Mapping[str, Any], weights: Mapping[str,
     ours, theirs = weights.get(name), checkpoint.get(name)
     return (torch.is_tensor(ours) and torch.is_tensor(theirs) and ours.shape == theirs.shape
             and bool(torch.equal(ours.cpu(), theirs.cpu())))
-
-
-def _options(group: Mapping[str, Any]) -> _Options:
-    return {key: value for key, value in group.items() if key not in _PLACES}
 
 
 def _few(names: Any) -> str:

@@ -1,11 +1,10 @@
 """Loading that survives a change of architecture, and checkpoints that say what they are."""
 import os.path as osp
 from dataclasses import replace
-from typing import Any, Callable, Collection, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from mmdet3d.registry import HOOKS
 from mmengine.dist import master_only
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -23,7 +22,9 @@ from ..errors import CheckpointError, ConfigError
 from . import optimizer_state, schedule_state, training_state
 from .checkpoint_saving import SafeCheckpointHook
 from .fresh_modules import FreshModulesHook, FreshOptions, group_lines, split_groups
+from .load_first_hook import load_before_all_others, loads_before_all_others, put_in_front
 from .resume_plan import (
+    KEYS_OF_THE_START,
     RESTART_KEY,
     changes_of_meaning,
     changes_since,
@@ -108,7 +109,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Decide between loading, resuming and testing, and refuse what would lose something."""
-        _load_before_all_others(runner, self._load)
+        load_before_all_others(runner, self._load)
         if not isinstance(runner._train_loop, BaseLoop):
             self._mode, self._sources = _TEST, _sources(runner._load_from)
         elif runner.iter > 0:  # this runner trained before; it goes on
@@ -124,6 +125,9 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         runner._resume = False
         if sources:
             runner._load_from = sources[0].path
+        elif self.fresh_options.active:
+            runner.logger.warning('nothing is loaded, so nothing is reused: fresh_lr_mult, '
+                                  'freeze_reused_epochs and fresh_warmup_iters have no effect')
 
     def _plan_resume(self, runner: Runner) -> None:
         """Go on where the checkpoint's training and this one agree; otherwise say what differs."""
@@ -143,7 +147,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         if named or osp.realpath(osp.dirname(path)) != osp.realpath(folder):
             refuse_overwriting(folder, path)
         notes = check_schedule(checkpoint, runner, source=path) if self.resume_schedule else ()
-        for change in changes:
+        for change in (c for c in changes if c.key not in KEYS_OF_THE_START):
             runner.logger.info(f'changed since {path}: {change}')
         for note in notes:
             runner.logger.warning(note)
@@ -169,7 +173,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Load, unless `before_run` arranged for that to happen before all other hooks."""
-        if not _loads_before_all_others(runner):
+        if not loads_before_all_others(runner):
             self._load(runner, checkpoint)
 
     def _load(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
@@ -200,16 +204,17 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         """Parameter groups and moments of a run that starts from a load."""
         self._train_fresh_apart(runner, model, (*plan.report.fresh, *plan.report.partly_fresh))
         if self.keep_optimizer_state:
-            files = [(sources[0].path, checkpoint)]
-            files += [(source.path, read_checkpoint(source.path, mmap=True))
-                      for source in sources[1:]]
-            for note in optimizer_state.carry_over(files, plan.weights, runner.optim_wrapper,
-                                                   model):
+            files = {source.path: checkpoint if source.path == sources[0].path else
+                     read_checkpoint(source.path, mmap=True) for source in sources}
+            for note in optimizer_state.carry_over(tuple(files.items()), plan.weights,
+                                                   runner.optim_wrapper, model):
                 runner.logger.info(note)
 
     def _resume_training(self, runner: Runner, checkpoint: Dict[str, Any], model: nn.Module,
                          path: str) -> None:
         """Bring optimizer and schedule into the form in which this run takes them up."""
+        for note in training_state.restore(runner, checkpoint.get(training_state.ENTRY, {})):
+            runner.logger.warning(f'not resumed exactly: {note}')
         fresh = restart_record(checkpoint).get('fresh')
         if fresh is not None:
             self._train_fresh_apart(runner, model, fresh)
@@ -226,8 +231,6 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         if 'param_schedulers' in checkpoint:
             schedule_state.fit_to_groups(checkpoint['param_schedulers'], checkpoint['optimizer'],
                                          runner)
-        for note in training_state.restore(runner, checkpoint.get(training_state.ENTRY, {})):
-            runner.logger.warning(f'not resumed exactly: {note}')
 
     def _train_fresh_apart(self, runner: Runner, model: nn.Module, fresh: Collection[str]) -> None:
         """Apply the options for fresh modules, and remember the names for a resume."""
@@ -235,8 +238,8 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         if self.fresh_options.splits_groups:
             split_groups(runner, model, fresh, lr_mult=self.fresh_options.lr_mult)
         if self.fresh_options.active:
-            hook = FreshModulesHook(options=self.fresh_options, model=model, fresh=fresh)
-            runner._hooks = [hook, *runner._hooks]
+            put_in_front(runner, FreshModulesHook(options=self.fresh_options, model=model,
+                                                  fresh=fresh))
         else:
             for line in group_lines(runner.optim_wrapper, model, fresh):
                 runner.logger.info(line)
@@ -273,33 +276,6 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             loop = runner._val_loop
         dataset = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
         return class_lists_of(getattr(dataset, 'metainfo', None))
-
-
-class _LoadFirst(Hook):
-    """Loads before hooks that copy the weights, such as EMAHook, while the owner saves after them.
-
-    Args:
-        load: Takes the runner and the checkpoint.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def __init__(self, load: Callable[[Runner, Dict[str, Any]], None]) -> None:
-        self._load = load
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
-        """Pass it on."""
-        self._load(runner, checkpoint)
-
-
-def _load_before_all_others(runner: Runner, load: Callable[[Runner, Dict[str, Any]], None]) -> None:
-    """Put `_LoadFirst` in front, in a new list: the runner is walking through the old one."""
-    if not _loads_before_all_others(runner):
-        runner._hooks = [_LoadFirst(load), *runner._hooks]
-
-
-def _loads_before_all_others(runner: Runner) -> bool:
-    return any(isinstance(hook, _LoadFirst) for hook in runner.hooks)
 
 
 def _model(runner: Runner) -> nn.Module:

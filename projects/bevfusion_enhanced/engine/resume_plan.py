@@ -14,6 +14,7 @@ from .run_folder import find_newest
 from .schedule_state import require_same_schedule
 
 RESTART_KEY = 'restart'  # in our record of a checkpoint's metadata
+KEYS_OF_THE_START = ('resume', 'load_from', 'work_dir', 'experiment_name', 'launcher')
 _NEEDED = ('meta', 'optimizer', 'message_hub')
 
 
@@ -54,6 +55,8 @@ def changes_of_meaning(checkpoint: Mapping[str, Any], runner: Runner, *, source:
     A checkpoint that says nothing of that has no such changes; for one that a newer version wrote,
     that is logged.
     """
+    if not runner.cfg:
+        return ()
     try:
         changes = explain_change(fingerprint_of(checkpoint, source=source), runner.cfg)
     except CheckpointError as error:
