@@ -26,7 +26,7 @@ DATA_PREFIX = {'pts': 'samples/LIDAR_TOP', 'sweeps': 'sweeps/LIDAR_TOP',
 """nuScenes' own folders; files of a camera that is not named are looked for in `img`."""
 
 _MODALITIES = ('use_camera', 'use_lidar')
-_SCENE_FIELDS = ('location', 'scene_token', 'scene_name', 'prev', 'next')
+_SCENE_FIELDS = ('location', 'scene_token', 'scene_name', 'scene_description', 'prev', 'next')
 
 
 @DATASETS.register_module()
@@ -132,12 +132,18 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
 
     def _scenes(self, infos: Sequence[dict]) -> List[dict]:
         """Scene and location of each sample, looked up in the tables where the infos lack them."""
-        if not self._metainfo.get('map_classes') or all('location' in info for info in infos):
-            return [{key: info[key] for key in _SCENE_FIELDS if key in info} for info in infos]
+        known = [{key: info[key] for key in _SCENE_FIELDS if key in info} for info in infos]
+        required = ['location'] if self._metainfo.get('map_classes') else []
+        wished = ['scene_description'] if self.test_mode else []  # results are told apart by it
+        if all(key in scene for scene in known for key in (*required, *wished)):
+            return known
         try:
             scenes = scenes_of_samples(self.data_root, self._metainfo['version'])
-            return [scenes[info['token']] for info in infos]
+            return [{**scenes[info['token']], **scene}
+                    for info, scene in zip(infos, known, strict=True)]
         except (DataError, KeyError) as error:
+            if all(key in scene for scene in known for key in required):
+                return known
             raise DataError(f'info file {self.ann_file} has no map locations and they are not in '
                             f'the tables ({error}); {RECREATE}') from None
 
@@ -187,7 +193,11 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         prefix = self.data_prefix.get(name, self.data_prefix.get('img', ''))
         return {**{key: np.array(value) if isinstance(value, list) else value
                    for key, value in view.items()},
-                'img_path': osp.join(prefix, view['img_path'])}
+                'img_path': osp.join(prefix, view['img_path']),
+                **({'previous': {**view['previous'],
+                                 'img_path': osp.join(self.data_root,
+                                                      view['previous']['img_path'])}}
+                   if 'previous' in view else {})}
 
     def parse_ann_info(self, info: dict) -> dict:
         """The boxes of a sample that are of a class and valid.

@@ -26,7 +26,7 @@ def read_table(data_root: Union[str, Path], version: str, name: str) -> List[dic
 
 
 def scenes_of_samples(data_root: Union[str, Path], version: str) -> Dict[str, dict]:
-    """For each sample token: location, scene_token, scene_name, prev and next.
+    """For each sample token: location, scene_token, scene_name, scene_description, prev and next.
 
     Raises:
         DataError: A table is missing, broken, or refers to a record that is not there.
@@ -37,6 +37,7 @@ def scenes_of_samples(data_root: Union[str, Path], version: str) -> Dict[str, di
         return {sample['token']: dict(
             location=logs[scenes[sample['scene_token']]['log_token']]['location'],
             scene_token=sample['scene_token'], scene_name=scenes[sample['scene_token']]['name'],
+            scene_description=scenes[sample['scene_token']]['description'],
             prev=sample['prev'], next=sample['next'])
             for sample in read_table(data_root, version, 'sample')}
     except KeyError as error:

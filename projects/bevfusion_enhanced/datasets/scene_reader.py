@@ -1,8 +1,10 @@
 """A scene's key frames from the tables of nuScenes, as entries of an info file.
 
 The form is MMDetection3D's v2, readable by its own dataset and metric, with more in each entry:
-location, scene_token, scene_name, prev, next, and for each image ego2global, height and width.
-Camera-wise 2D boxes (`cam_instances`) are not written.
+location, scene_token, scene_name, scene_description, prev, next, and for each image ego2global,
+height, width and, where there is one, `previous`: path below the root and time of the camera's
+image before it. The cameras are those of the table of sensors, nuScenes' six first. Camera-wise 2D
+boxes (`cam_instances`) are not written.
 
 Frames: global; ego x forward, y left; LiDAR x right, y forward; camera x right, y down, z forward;
 z up where not said, metres and radians. `a2b` maps column vectors from a to b, as nested lists of
@@ -34,6 +36,9 @@ class SceneReader:
     def __init__(self, database: NuScenes, max_sweeps: int) -> None:
         self.database = database
         self.max_sweeps = max_sweeps
+        named = {sensor['channel'] for sensor in database.sensor if sensor['modality'] == 'camera'}
+        known = [camera for camera in CAMERAS if camera in named]
+        self.cameras = (*known, *sorted(named.difference(known)))
 
     def scene(self, scene: dict) -> List[dict]:
         """The entries of a scene's key frames in time, without `sample_idx`.
@@ -44,7 +49,8 @@ class SceneReader:
         location = self.database.get('log', scene['log_token'])['location']
         try:
             return [{**self.sample(sample), 'location': location, 'scene_token': scene['token'],
-                     'scene_name': scene['name']} for sample in self.samples(scene)]
+                     'scene_name': scene['name'], 'scene_description': scene['description']}
+                    for sample in self.samples(scene)]
         except KeyError as error:
             raise DataError(f'tables of {scene["name"]}: no record or channel {error}') from None
 
@@ -67,7 +73,7 @@ class SceneReader:
             lidar_points=dict(num_pts_feats=5, lidar_path=Path(lidar['filename']).name,
                               lidar2ego=lidar2ego.tolist()),
             images={camera: self._image(self.database.get('sample_data', sample['data'][camera]),
-                                        lidar2global) for camera in CAMERAS},
+                                        lidar2global) for camera in self.cameras},
             instances=self._instances(sample, lidar2global))
         sweeps = self._sweeps(lidar, lidar2global)
         if sweeps:  # the v2 form has no key where there is none
@@ -79,7 +85,7 @@ class SceneReader:
         root = Path(self.database.dataroot)
         files = {}
         for sample in self.samples(scene):
-            for channel in ('LIDAR_TOP',) + CAMERAS:
+            for channel in ('LIDAR_TOP', *self.cameras):
                 record = self.database.get('sample_data', sample['data'][channel])
                 files[record['filename']] = sample['token']
             for record in self._sweep_records(
@@ -92,10 +98,16 @@ class SceneReader:
         calibration = self.database.get('calibrated_sensor', camera['calibrated_sensor_token'])
         cam2ego, ego2global = self._sensor2ego(camera), self._ego2global(camera)
         lidar2cam = _inverse(ego2global @ cam2ego) @ lidar2global
-        return dict(img_path=Path(camera['filename']).name, cam2img=calibration['camera_intrinsic'],
-                    cam2ego=cam2ego.tolist(), sample_data_token=camera['token'],
-                    timestamp=camera['timestamp'] / 1e6, lidar2cam=lidar2cam.tolist(),
-                    ego2global=ego2global.tolist(), height=camera['height'], width=camera['width'])
+        image = dict(img_path=Path(camera['filename']).name,
+                     cam2img=calibration['camera_intrinsic'], cam2ego=cam2ego.tolist(),
+                     sample_data_token=camera['token'], timestamp=camera['timestamp'] / 1e6,
+                     lidar2cam=lidar2cam.tolist(), ego2global=ego2global.tolist(),
+                     height=camera['height'], width=camera['width'])
+        if camera['prev']:
+            previous = self.database.get('sample_data', camera['prev'])
+            image['previous'] = dict(img_path=previous['filename'],
+                                     timestamp=previous['timestamp'] / 1e6)
+        return image
 
     def _sweep_records(self, lidar: dict) -> List[dict]:
         """The scans before a key frame's, newest first; earlier key frames are among them."""

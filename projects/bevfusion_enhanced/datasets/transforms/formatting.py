@@ -13,7 +13,8 @@ from mmengine.structures import InstanceData, PixelData
 
 META_KEYS = ('cam2img', 'lidar2cam', 'cam2lidar', 'lidar2img', 'img_aug_matrix', 'lidar_aug_matrix',
              'box_type_3d', 'box_mode_3d', 'sample_idx', 'token', 'lidar_path', 'img_path',
-             'num_pts_feats', 'location', 'scene_name', 'timestamp', 'ego2global')
+             'num_pts_feats', 'location', 'scene_name', 'scene_description', 'timestamp',
+             'ego2global', 'camera_names', 'map_grid')
 
 
 @TRANSFORMS.register_module()

@@ -48,9 +48,9 @@ class LoadMultiViewImages(BaseTransform):
     """Read the images of a sample and the matrices that go with them.
 
     Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam), `token`. Added keys:
-    `img` (list of N (H, W, 3) uint8 RGB), `img_path`, `image_sizes` (N, 2: height and width of the
-    files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`, `cam2lidar`, `lidar2img` (of the files'
-    pixels), `img_aug_matrix` (files' pixels to `img`'s).
+    `img` (list of N (H, W, 3) uint8 RGB), `img_path`, `camera_names`, `image_sizes` (N, 2: height
+    and width of the files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`, `cam2lidar`, `lidar2img`
+    (of the files' pixels), `img_aug_matrix` (files' pixels to `img`'s).
 
     Args:
         cameras: Names of the cameras in the order of N; None takes all in the info file's order.
@@ -73,6 +73,7 @@ class LoadMultiViewImages(BaseTransform):
         views = self._views(results)
         results['img'] = [self._read(view['img_path'], results['token']) for view in views]
         results['img_path'] = [view['img_path'] for view in views]
+        results['camera_names'] = list(self.cameras or results['images'])
         results['image_sizes'] = np.array(
             [_file_size(path, image, self.reduction)
              for path, image in zip(results['img_path'], results['img'], strict=True)])

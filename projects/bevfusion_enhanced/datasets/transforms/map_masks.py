@@ -15,7 +15,8 @@ class LoadBEVMapMasks(BaseTransform):
     """Draw the map around the vehicle; to be placed after the augmentations of the scene.
 
     Required keys: `location`, `ego2global`, `lidar_points`, `lidar_aug_matrix`, `token`. Added key:
-    `gt_bev_masks` (C, X, Y) uint8, see `datasets/map_masks.py`.
+    `gt_bev_masks` (C, X, Y) uint8, see `datasets/map_masks.py`, and `map_grid`, which says what
+    they are masks of: classes, xbound, ybound and raster.
 
     Args:
         data_root: The dataset root, whose maps/expansion/ is read.
@@ -33,6 +34,8 @@ class LoadBEVMapMasks(BaseTransform):
                  ybound: Sequence[float], raster: str = 'devkit') -> None:
         self.masks = MapMasks(data_root=data_root, classes=classes, xbound=xbound, ybound=ybound,
                               raster=raster)
+        self.grid = dict(classes=list(classes), xbound=list(xbound), ybound=list(ybound),
+                         raster=raster)
         folder = Path(data_root) / 'maps' / 'expansion'
         if not folder.is_dir():
             raise DataError(f"no vector maps: {folder} does not exist; unpack nuScenes' map "
@@ -49,4 +52,5 @@ class LoadBEVMapMasks(BaseTransform):
         results['gt_bev_masks'] = self.masks.rasterise(
             location=results['location'],
             bev2global=bev_pose(lidar2global, results['lidar_aug_matrix']))
+        results['map_grid'] = self.grid
         return results
