@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bevfusion_enhanced.checkpoints.averaging import average
 from bevfusion_enhanced.checkpoints.fingerprint import META_KEY, make_fingerprint
-from bevfusion_enhanced.checkpoints.inspection import average, compare, diff, inspect, is_parameter
+from bevfusion_enhanced.checkpoints.inspection import compare, diff, inspect, is_parameter
 from bevfusion_enhanced.checkpoints.mapped_memory import MappedFile, scan
 from bevfusion_enhanced.checkpoints.naming import convert
 from bevfusion_enhanced.checkpoints.storage import read_checkpoint

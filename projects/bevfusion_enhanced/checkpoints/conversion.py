@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .averaging import average, require_finite
 from .explain import CLASS_LISTS
 from .families import family_of
 from .fingerprint import META_KEY, class_lists_of, fingerprint_of, make_fingerprint
 from .geometry_keys import split_geometry, stored_geometry
-from .inspection import average, require_finite, tensors_of
+from .inspection import tensors_of
 from .name_tables import mmdet3d_to_native
 from .naming import Translation, convert, translate
 from .state_dict import StateDict, unwrap

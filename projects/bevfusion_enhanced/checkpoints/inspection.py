@@ -1,4 +1,4 @@
-"""What is in a checkpoint, what differs between two, and the average of several.
+"""What is in a checkpoint, and what differs between two.
 
 Files are looked through in pieces (`mapped_memory`), so a file of any size takes little memory.
 Parameters are told from buffers by name and type, because a file does not say which is which.
@@ -17,7 +17,7 @@ from .fingerprint import META_KEY, class_lists_of, require_readable
 from .finite import count_not_finite
 from .geometry import lookup
 from .mapped_memory import MappedFile, scan
-from .matching import Shape, collapse, module_of
+from .matching import Shape, module_of
 from .naming import Origin, recognise, translate
 from .state_dict import StateDict, unwrap
 from .storage import PathLike, read_checkpoint
@@ -201,57 +201,9 @@ def compare(first: StateDict, second: StateDict, *,
                       for module, names in _by_module(same).items()))
 
 
-def average(states: Sequence[StateDict], *, sources: Sequence[str]) -> StateDict:
-    """The mean of each tensor, norms' running statistics too; integers are the last one's.
-
-    Sums are taken in float64, one tensor at a time; a result has its tensors' own type.
-
-    Args:
-        states: At least two, of the same names and shapes.
-        sources: The files' names, for errors.
-
-    Raises:
-        CheckpointError: Their names or shapes differ, or one holds NaN or Inf.
-    """
-    if len(states) < 2:
-        raise CheckpointError('an average needs at least two checkpoints')
-    for state, source in zip(states[1:], sources[1:], strict=True):
-        _require_alike(states[0], state, sources[0], source)
-    for state, source in zip(states, sources, strict=True):
-        require_finite(state, source=source)
-    averaged: StateDict = OrderedDict()
-    for name, value in states[-1].items():
-        if value.is_floating_point() or value.is_complex():
-            wide = torch.complex128 if value.is_complex() else torch.float64
-            total = torch.zeros(value.shape, dtype=wide)
-            for state in states:
-                total += state[name].to(wide)
-            averaged[name] = (total / len(states)).to(value.dtype)
-        else:
-            averaged[name] = value.clone()
-    return averaged
-
-
 def tensors_of(weights: Mapping[str, Any]) -> StateDict:
     """The tensors among weights, without what else a file of another program keeps there."""
     return OrderedDict((name, value) for name, value in weights.items() if torch.is_tensor(value))
-
-
-def require_finite(state: StateDict, *, source: str) -> None:
-    """Refuse weights with NaN or Inf.
-
-    Raises:
-        CheckpointError: Names the modules that hold such values.
-    """
-    broken: Dict[str, int] = OrderedDict()
-    for name, value in state.items():
-        count = count_not_finite(value)
-        if count:
-            broken[module_of(name)] = broken.get(module_of(name), 0) + count
-    if broken:
-        named = ', '.join(f'{count:,} in {module}' for module, count in list(broken.items())[:6])
-        raise CheckpointError(f'{source} holds values that are NaN or Inf ({named}): the training '
-                              'that wrote it had diverged; use an earlier checkpoint')
 
 
 def _modules(weights: StateDict, mapped: MappedFile) -> Iterable[ModuleContent]:
@@ -353,19 +305,6 @@ def _compare_module(module: str, names: Sequence[str], first: StateDict, second:
     relative = (squares / base) ** 0.5 if base else (float('inf') if squares else 0.0)
     return ModuleDifference(module=module, tensors=len(names), changed=changed,
                             relative=relative, largest=largest)
-
-
-def _require_alike(first: StateDict, other: StateDict, source: str, other_source: str) -> None:
-    gone = collapse([name for name in first if name not in other], present=list(other))
-    new = collapse([name for name in other if name not in first], present=list(first))
-    phrases = [f'only {source} has {name}' for name in gone]
-    phrases += [f'only {other_source} has {name}' for name in new]
-    phrases += [f'{name} is {tuple(first[name].shape)} and {tuple(other[name].shape)}'
-                for name in first if name in other and first[name].shape != other[name].shape]
-    if phrases:
-        more = f'; and {len(phrases) - 4} more' if len(phrases) > 4 else ''
-        raise CheckpointError(f'{source} and {other_source} cannot be averaged: '
-                              f'{"; ".join(phrases[:4])}{more}; give checkpoints of one model')
 
 
 def _by_module(names: Iterable[str]) -> Dict[str, List[str]]:
