@@ -39,6 +39,7 @@ from .naming import Translation, translate
 from .state_dict import StateDict
 from .storage import read_checkpoint
 from .suggestions import suggest
+from .task_decoders import spread_decoder
 
 _ASSIGNED = re.compile(r'([A-Za-z_]\w*(?:\.\w+)*)=(.*)', re.DOTALL)
 _NO_LISTS: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -157,6 +158,9 @@ def _open(pairs: Sequence[Tuple[LoadSource, Optional[Mapping[str, Any]]]], model
         if checkpoint is None:
             checkpoint = read_checkpoint(source.path, mmap=True)
         translation = translate(checkpoint, model=model, geometry=geometry, source=source.path)
+        weights, note = spread_decoder(translation.weights, model)
+        if note is not None:
+            translation = replace(translation, weights=weights, notes=(*translation.notes, note))
         trained_for = fingerprint_of(checkpoint, source=source.path)['geometry']
         files[source.path] = _File(
             translation, class_lists_of(checkpoint.get('meta')),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Shape = Tuple[int, ...]
 
 # How many leading parts of a name make a module; one where the first part is not listed.
-_MODULE_DEPTH = {'encoders': 3, 'decoder': 2, 'heads': 2, 'task_gca': 2}
+_MODULE_DEPTH = {'encoders': 3, 'decoder': 2, 'task_decoders': 3, 'heads': 2, 'task_gca': 2}
 _ALMOST_NOTHING = 0.01
 
 

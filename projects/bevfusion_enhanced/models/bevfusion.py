@@ -4,7 +4,8 @@ r"""The detector: every sensor to one BEV map, every task from it.
                                 fuser -> decoder -> shared BEV <
     points -> encoders.lidar  /                                  task_gca.<task> -> heads.<task>
 
-Each part is optional: what the config leaves out, the model does not have.
+Each part is optional: what the config leaves out, the model does not have. With a decoder for each
+task the fused map is what is shared, and `task_decoders.<task>` comes before the gate.
 
 Shapes: B samples, N cameras, H x W pixels, P points, C channels, X cells along LiDAR x (right)
 and Y along LiDAR y (forward) of the BEV map.
@@ -46,6 +47,7 @@ class BEVFusion(Base3DDetector):
     Args:
         encoders: arguments of `CameraEncoder` under `camera`, of `LidarEncoder` under `lidar`.
         decoder: configs of `backbone` and `neck`, which turn the fused map into the shared one.
+        decoder_per_task: give every task such a decoder of its own.
         heads: for each task the config of its `TaskHead`.
         fuser: config of the fuser; needed where there are two encoders.
         task_gca: `mode` (none, shared or task_specific), `in_channels`, `reduction`, and `tasks`,
@@ -53,6 +55,8 @@ class BEVFusion(Base3DDetector):
         loss_scale: for each task the factor of all its losses; 1 where it is left out.
         task_balance: config of a `TaskBalance`, which then weighs the scaled losses; they are
             summed where it is left out.
+        drop_at_test: encoders whose sensor is lost in testing: no points, and a camera map of
+            zeros.
         data_preprocessor: config of the data preprocessor.
         init_cfg: see `mmengine.model.BaseModule`.
 
@@ -65,6 +69,7 @@ class BEVFusion(Base3DDetector):
                  task_gca: Optional[Dict] = None,
                  loss_scale: Optional[Mapping[str, float]] = None,
                  task_balance: Optional[Dict] = None,
+                 decoder_per_task: bool = False, drop_at_test: Sequence[str] = (),
                  data_preprocessor: Optional[Dict] = None,
                  init_cfg: Optional[Dict] = None) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -75,9 +80,15 @@ class BEVFusion(Base3DDetector):
         self.encoders = ModuleDict({
             name: ENCODERS[name](**encoders[name]) for name in ENCODERS if name in encoders})
         self.fuser = MODELS.build(fuser) if fuser else None
-        self.decoder = ModuleDict({part: MODELS.build(decoder[part])
-                                   for part in ('backbone', 'neck')})
+        _check_dropped(drop_at_test, encoders)
+        self.drop_at_test = tuple(drop_at_test)
+        self.decoder = None if decoder_per_task else build_decoder(decoder)
+        self.task_decoders = ModuleDict(
+            {task: build_decoder(decoder) for task in heads} if decoder_per_task else {})
         self.task_gca = build_task_gca(task_gca or {}, tasks=list(heads))
+        if decoder_per_task and SHARED in self.task_gca:
+            raise ConfigError('task_gca.mode shared gates the map of one decoder, but '
+                              'decoder_per_task has several: use mode task_specific or none')
         self.heads = ModuleDict({task: MODELS.build(head) for task, head in heads.items()})
         self.loss_scale = {task: float((loss_scale or {}).get(task, 1.0)) for task in heads}
         self.task_balance = (MODELS.build(task_balance, default_args=dict(tasks=list(heads)))
@@ -86,7 +97,7 @@ class BEVFusion(Base3DDetector):
 
     def extract_feat(self, batch_inputs_dict: Dict[str, Any],
                      batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:
-        """Encode every sensor, fuse and decode: the shared BEV map (B, C, X, Y).
+        """Encode every sensor, fuse and decode: the BEV map (B, C, X, Y) that all tasks share.
 
         Args:
             batch_inputs_dict: `imgs` (B, N, 3, H, W) and `points`, B clouds (P, 5), each where an
@@ -94,26 +105,36 @@ class BEVFusion(Base3DDetector):
             batch_data_samples: B samples with the calibration in their metainfo.
         """
         images, points = batch_inputs_dict.get('imgs'), batch_inputs_dict.get('points')
-        maps = []
-        if 'camera' in self.encoders:
+        dropped = () if self.training else self.drop_at_test
+        if 'lidar' in dropped and points is not None:
+            points = [cloud[:0] for cloud in points]
+        maps = {}
+        if 'camera' in self.encoders and 'camera' not in dropped:
             images = _required(images, 'imgs', encoder='camera')
             calibration = Calibration.from_samples(batch_data_samples, images.device)
-            maps.append(self.encoders['camera'](images, points, calibration))    # (B, 80, X, Y)
+            maps['camera'] = self.encoders['camera'](images, points, calibration)  # (B, 80, X, Y)
         if 'lidar' in self.encoders:
             points = _required(points, 'points', encoder='lidar')
-            maps.append(self.encoders['lidar'](points))                          # (B, 256, X, Y)
+            maps['lidar'] = self.encoders['lidar'](points)                       # (B, 256, X, Y)
+        if 'camera' in dropped:
+            B, _, X, Y = maps['lidar'].shape
+            channels = self.encoders['camera'].vtransform.out_channels
+            maps['camera'] = maps['lidar'].new_zeros(B, channels, X, Y)          # (B, 80, X, Y)
+        maps = [maps[name] for name in ENCODERS if name in maps]
         bev = self.fuser(maps) if self.fuser is not None else maps[0]            # (B, 256, X, Y)
-        return self.decoder['neck'](self.decoder['backbone'](bev))[0]            # (B, 512, X, Y)
+        return bev if self.decoder is None else _decode(self.decoder, bev)       # (B, 512, X, Y)
 
     def task_maps(self, bev: Tensor) -> Dict[str, Tensor]:
-        """The map that each task's head sees: the shared one, through its GCA if it has one."""
+        """The map that each task's head sees: the shared one, through what is the task's own."""
         bev = self._through_shared_gate(bev)
-        return {task: self._through_own_gate(task, bev) for task in self.heads}
+        return {task: self._through_own_parts(task, bev) for task in self.heads}
 
     def _through_shared_gate(self, bev: Tensor) -> Tensor:
         return self.task_gca[SHARED](bev) if SHARED in self.task_gca else bev
 
-    def _through_own_gate(self, task: str, bev: Tensor) -> Tensor:
+    def _through_own_parts(self, task: str, bev: Tensor) -> Tensor:
+        if task in self.task_decoders:
+            bev = _decode(self.task_decoders[task], bev)
         return self.task_gca[task](bev) if task in self.task_gca else bev
 
     def loss(self, batch_inputs_dict: Dict[str, Any],
@@ -125,7 +146,7 @@ class BEVFusion(Base3DDetector):
         losses: LossesByTask = {}
         logged: Dict[str, Tensor] = {}
         for task, head in self.heads.items():
-            own, stats = head.loss(self._through_own_gate(task, branches[task]),
+            own, stats = head.loss(self._through_own_parts(task, branches[task]),
                                    batch_data_samples)
             losses[task] = {name: self.loss_scale[task] * v for name, v in own.items()}
             logged.update({f'stats/{task}/{name}': v for name, v in stats.items()})
@@ -142,9 +163,11 @@ class BEVFusion(Base3DDetector):
                  branches: Mapping[str, Tensor]) -> Balanced:
         if self.task_balance is None:
             return Balanced(losses=losses, stats={})
-        own = ['heads', 'task_balance',
+        own = ['heads', 'task_balance', 'task_decoders',
                *(f'task_gca.{task}' for task in self.task_gca if task != SHARED)]
-        last = [p for p in self.decoder['neck'].parameters() if p.requires_grad]
+        before = self.encoders if self.fuser is None else self.fuser
+        last_part = before if self.decoder is None else self.decoder['neck']
+        last = [p for p in last_part.parameters() if p.requires_grad]
         return self.task_balance.balance(losses, SharedPart(
             bev=bev, branches=branches, last_layer=last,
             parameters=shared_parameters(self, own=own)))
@@ -162,8 +185,18 @@ class BEVFusion(Base3DDetector):
 
     def _forward(self, batch_inputs_dict: Dict[str, Any],
                  batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:
-        """Tensor mode: the shared BEV map (B, C, X, Y)."""
+        """Tensor mode: the BEV map (B, C, X, Y) that all tasks share."""
         return self.extract_feat(batch_inputs_dict, batch_data_samples)
+
+
+def build_decoder(cfg: Mapping[str, Dict]) -> ModuleDict:
+    """`backbone` and `neck` of a BEV map."""
+    return ModuleDict({part: MODELS.build(cfg[part]) for part in ('backbone', 'neck')})
+
+
+def _decode(decoder: Mapping[str, Any], bev: Tensor) -> Tensor:
+    """The finest level of the decoder's neck, (B, 512, X, Y), from a map (B, 256, X, Y)."""
+    return decoder['neck'](decoder['backbone'](bev))[0]
 
 
 def build_task_gca(cfg: Mapping[str, Any], *, tasks: Sequence[str]) -> ModuleDict:
@@ -218,6 +251,13 @@ def _check_parts(encoders: Mapping[str, Dict], heads: Mapping[str, Dict], *,
                           'ConvFuser')
     if SHARED in heads:
         raise ConfigError(f'a task cannot be named {SHARED!r}: call it something else')
+
+
+def _check_dropped(dropped: Sequence[str], encoders: Mapping[str, Dict]) -> None:
+    unknown = sorted(set(dropped) - set(encoders))
+    if unknown or set(dropped) == set(encoders):
+        raise ConfigError(f'drop_at_test={list(dropped)} must leave one of the encoders '
+                          f'{sorted(encoders)}, and name no other')
 
 
 def _check_tasks(field: str, named: Sequence[str], tasks: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 import re
 from typing import Dict, Iterable, NamedTuple, Optional
 
-_DEPTHS = {'encoders': 3, 'decoder': 2, 'heads': 2, 'task_gca': 2}
+_DEPTHS = {'encoders': 3, 'decoder': 2, 'task_decoders': 3, 'heads': 2, 'task_gca': 2}
 _LAYER = re.compile(r'^(?:layer|d)(\d+)$')
 _WEIGHTING = ('uncertainty', 'projection')  # terms of a task balance, no error of a prediction
 TOTAL = 'loss'

@@ -94,6 +94,16 @@ def test_output_shape_of_the_full_model():
 
 
 @torch.no_grad()
+def test_a_stride_along_z_alone_makes_the_map_twice_as_fine_with_the_same_weights():
+    coarse, fine = build(), build(strides=(2, 2, (1, 1, 2)))
+    fine.load_state_dict(coarse.state_dict())
+    (C, X, Y), (c, x, y) = coarse.output_shape(), fine.output_shape()
+    assert (c, x, y) == (C, 2 * X, 2 * Y)
+    features, coords = voxels()
+    assert fine(features, coords, 2).shape == (2, c, x, y)
+
+
+@torch.no_grad()
 def test_samples_do_not_see_each_other():
     encoder = build()
     features, coords = voxels(batch=2)
@@ -195,6 +205,7 @@ def test_a_weight_of_another_shape_is_an_error():
 @pytest.mark.parametrize('changes, message', [
     (dict(block_type='conv_module'), 'basicblock'),
     (dict(order=('act', 'norm', 'conv')), 'order'),
+    (dict(strides=(2, 2)), 'one for each stage but the last'),
     (dict(encoder_channels=((4, 8, 6), (6, 6, 6), (6, 6, 8), (8, 8))), 'keep their channels'),
 ])
 def test_bad_arguments(changes, message):

@@ -12,6 +12,7 @@ from mmcv.cnn import ConvModule
 from mmdet3d.models.dense_heads.centerpoint_head import SeparateHead
 from mmdet3d.registry import MODELS, TASK_UTILS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -226,19 +227,20 @@ class TransFusionHead(TaskHead):
         """Losses of raw outputs.
 
         Everything is divided by the number of matched proposals of all layers together, the
-        heatmap by that of its peaks, as in the published models.
+        heatmap by that of its peaks, as in the published models. Of several processes the mean
+        of their numbers is taken: their averaged gradient is that of one larger batch.
         """
         assignments = [self._assign(layer, truths) for layer in outputs.layers]
         targets = [proposal_targets(truths, layer, self.bbox_coder, num_classes=self.num_classes,
                                     num_proposals=self.num_proposals) for layer in assignments]
         self.count_classes(truths=_per_class([t.labels for t in truths], self.num_classes),
                            positives=targets[-1].classes.sum(dim=(0, 1)))
-        matched = sum(int(t.matched.sum()) for t in targets)
+        matched = _per_process(sum(t.matched.sum() for t in targets))
         losses = dict(heatmap=self._heatmap_loss(outputs.dense_heatmap, truths))
         for i, (layer, target) in enumerate(zip(outputs.layers, targets)):
             name = '' if len(targets) == 1 else f'layer{i}/'
-            losses[f'{name}cls'] = self._class_loss(layer.logits, target, max(matched, 1))
-            losses[f'{name}bbox'] = self._box_loss(layer.code, target, max(matched, 1))
+            losses[f'{name}cls'] = self._class_loss(layer.logits, target, matched)
+            losses[f'{name}bbox'] = self._box_loss(layer.code, target, matched)
         ious = [torch.cat([layer[b].iou for layer in assignments]) for b in range(len(truths))]
         mean_iou = torch.stack([iou.sum() / max(len(iou), 1) for iou in ious]).mean()
         return TaskLosses(losses=losses, stats=dict(matched_iou=mean_iou))
@@ -255,16 +257,17 @@ class TransFusionHead(TaskHead):
             map_size=self.test_cfg.map_size, min_overlap=self.train_cfg.gaussian_overlap,
             min_radius=self.train_cfg.min_radius)                                # (B, K, X, Y)
         probability = dense_heatmap.float().sigmoid().clamp(1e-4, 1 - 1e-4)
-        return self.loss_heatmap(probability, target, avg_factor=max(int(target.eq(1).sum()), 1))
+        return self.loss_heatmap(probability, target,
+                                 avg_factor=_per_process(target.eq(1).sum()))
 
-    def _class_loss(self, logits: Tensor, target: ProposalTargets, matched: int) -> Tensor:
+    def _class_loss(self, logits: Tensor, target: ProposalTargets, matched: float) -> Tensor:
         weight = torch.ones_like(target.matched, dtype=torch.float32)            # (B, P)
         if self.train_cfg.pos_weight > 0:
             weight[target.matched] = self.train_cfg.pos_weight
         return self.loss_cls(logits.transpose(1, 2).flatten(0, 1), target.classes.flatten(0, 1),
                              weight.flatten(), avg_factor=matched)
 
-    def _box_loss(self, code: BoxCode, target: ProposalTargets, matched: int) -> Tensor:
+    def _box_loss(self, code: BoxCode, target: ProposalTargets, matched: float) -> Tensor:
         weight = target.known * target.codes.new_tensor(self.train_cfg.code_weights)
         return self.loss_bbox(code.stack(), target.codes, weight, avg_factor=matched)
 
@@ -301,6 +304,13 @@ class TransFusionHead(TaskHead):
         return InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(boxes[keep], box_dim=boxes.shape[1]),
             scores_3d=scores[keep], labels_3d=labels[keep])
+
+
+def _per_process(count: Tensor) -> float:
+    """The mean of a count over all processes; of a total of none, as if it were one."""
+    count = count.float()
+    all_reduce(count, 'mean')
+    return max(float(count), 1 / get_world_size())
 
 
 def _per_class(labels: Sequence[Tensor], num_classes: int) -> Tensor:

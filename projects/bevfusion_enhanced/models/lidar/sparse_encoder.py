@@ -113,7 +113,7 @@ class BEVFusionSparseEncoder(BaseModule):
 
     The encoder of SECOND (Yan et al., Sensors 2018) with residual blocks, as in CenterPoint (Yin
     et al., CVPR 2021) and BEVFusion. Each stage lists its blocks' channels; its last entry, in
-    every stage but the last, is a convolution of stride 2 with the padding listed beside it.
+    every stage but the last, is a convolution with the stride and padding listed for it.
 
     Args:
         in_channels: features of a voxel.
@@ -124,6 +124,9 @@ class BEVFusionSparseEncoder(BaseModule):
         encoder_channels: for each stage, the channels of its blocks.
         encoder_paddings: for each stage, the paddings along x, y, z; only those of the halving
             convolutions matter.
+        strides: of the convolution that closes each stage but the last, one number or one each
+            along x, y, z; all 2 where left out. (1, 1, 2) for a 2 makes the BEV map twice
+            as fine with the same weights.
         order: kept for published configs; only ('conv', 'norm', 'act') exists here.
         block_type: kept for published configs; only 'basicblock' exists here.
     """
@@ -135,12 +138,17 @@ class BEVFusionSparseEncoder(BaseModule):
                      (16, 16, 32), (32, 32, 64), (64, 64, 128), (128, 128)),
                  encoder_paddings: Sequence[Sequence[Padding]] = (
                      (0, 0, 1), (0, 0, 1), (0, 0, (1, 1, 0)), (0, 0)),
+                 strides: Optional[Sequence[Padding]] = None,
                  order: Sequence[str] = ('conv', 'norm', 'act'),
                  block_type: str = 'basicblock') -> None:
         super().__init__()
         if tuple(order) != ('conv', 'norm', 'act') or block_type != 'basicblock':
             raise ConfigError("BEVFusionSparseEncoder has only order=('conv', 'norm', 'act') and "
                               f"block_type='basicblock', got {tuple(order)} and {block_type!r}")
+        strides = [2] * (len(encoder_channels) - 1) if strides is None else list(strides)
+        if len(strides) != len(encoder_channels) - 1:
+            raise ConfigError(f'BEVFusionSparseEncoder: strides={strides} needs one for '
+                              f'each stage but the last, {len(encoder_channels) - 1}')
         norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
         self.in_channels = in_channels
         self.sparse_shape = list(sparse_shape)
@@ -152,7 +160,7 @@ class BEVFusionSparseEncoder(BaseModule):
         for i, stage in enumerate(encoder_channels):
             is_last = i == len(encoder_channels) - 1
             layers = _stage(channels, stage, paddings=encoder_paddings[i], norm_cfg=norm_cfg,
-                            indice_key=f'grid{i + 1}', halve=not is_last)
+                            indice_key=f'grid{i + 1}', stride=None if is_last else strides[i])
             self.encoder_layers.add_module(f'encoder_layer{i + 1}', layers)
             channels = stage[-1]
         self.conv_out = _with_norm(
@@ -211,16 +219,17 @@ class BEVFusionSparseEncoder(BaseModule):
 
 
 def _stage(in_channels: int, channels: Sequence[int], *, paddings: Sequence[Padding],
-           norm_cfg: Dict[str, Any], indice_key: str, halve: bool) -> SparseSequential:
-    """The blocks of one grid and, where `halve`, the convolution to the next."""
-    blocks = channels[:-1] if halve else channels
+           norm_cfg: Dict[str, Any], indice_key: str,
+           stride: Optional[Padding]) -> SparseSequential:
+    """The blocks of one grid and, where there is a stride, the convolution to the next."""
+    blocks = channels if stride is None else channels[:-1]
     if any(c != in_channels for c in blocks):
         raise ConfigError(f'encoder_channels: residual blocks keep their channels, but a stage of '
                           f'{tuple(channels)} follows {in_channels} channels')
     layers: List[nn.Module] = [
         SparseBasicBlock(channels=c, norm_cfg=norm_cfg, indice_key=indice_key) for c in blocks]
-    if halve:
+    if stride is not None:
         conv = StridedConv(in_channels=in_channels, out_channels=channels[-1], kernel_size=3,
-                           stride=2, padding=paddings[len(blocks)])
+                           stride=stride, padding=paddings[len(blocks)])
         layers.append(_with_norm(conv, norm_cfg))
     return SparseSequential(*layers)
