@@ -2,6 +2,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Optional
 
 from ..checkpoints.durable import PathLike
 from ..checkpoints.folder import FoundCheckpoint, find_newest, iterations_of, list_checkpoints
@@ -36,13 +37,17 @@ def require_writable(folder: PathLike) -> None:
                               ) from error
 
 
-def refuse_used_folder(folder: PathLike) -> None:
+def refuse_used_folder(folder: PathLike, *, template: Optional[str] = None) -> None:
     """Keep a new run out of a folder that holds another run's checkpoints.
+
+    Args:
+        folder: A run's folder.
+        template: `filename_tmpl` of the run, where it has one of its own.
 
     Raises:
         CheckpointError: There are checkpoints in it.
     """
-    existing = list_checkpoints(folder)
+    existing = list_checkpoints(folder, template=template)
     if existing:
         raise CheckpointError(
             f'work dir {folder} already holds {len(existing)} checkpoint'
@@ -50,19 +55,25 @@ def refuse_used_folder(folder: PathLike) -> None:
             'which a new run would overwrite; go on with --resume, or give another --work-dir')
 
 
-def refuse_overwriting(folder: PathLike, resumed: PathLike) -> None:
+def refuse_overwriting(folder: PathLike, resumed: PathLike, *, template: Optional[str] = None
+                       ) -> None:
     """Keep a resumed run from overwriting checkpoints of another one, or later ones of its own.
+
+    Args:
+        folder: A run's folder.
+        resumed: The checkpoint that it goes on from.
+        template: `filename_tmpl` of the run, where it has one of its own.
 
     Raises:
         CheckpointError: `folder` holds checkpoints, and `resumed` is not among them or not the
             furthest.
     """
-    existing = list_checkpoints(folder)
+    existing = list_checkpoints(folder, template=template)
     resumed = Path(resumed).expanduser()
     if not existing:
         return
     if resumed.resolve().parent != Path(folder).resolve():
-        refuse_used_folder(folder)
+        refuse_used_folder(folder, template=template)
     limit = iterations_of(resumed)
     for path in existing:
         try:
