@@ -4,14 +4,15 @@ import torch
 from mmengine.structures import PixelData
 
 from bevfusion_enhanced.errors import ConfigError, DataError
-from bevfusion_enhanced.evaluation.bev_map_iou_metric import BEVMapIoUMetric, count_cells
+from bevfusion_enhanced.evaluation.bev_map_iou_metric import BEVMapIoUMetric
+from bevfusion_enhanced.evaluation.map_counts import count_cells
 
 CLASSES = ('drivable_area', 'divider')
 THRESHOLDS = ('0.35', '0.40', '0.45', '0.50', '0.55', '0.60', '0.65')
 
 
-def sample(probs, masks) -> dict:
-    return dict(token='t', pred_bev_map=dict(probs=torch.tensor(probs, dtype=torch.float32)),
+def sample(probs, masks, token='t') -> dict:
+    return dict(token=token, pred_bev_map=dict(probs=torch.tensor(probs, dtype=torch.float32)),
                 gt_bev_map=dict(masks=torch.tensor(masks, dtype=torch.uint8)))
 
 
@@ -51,7 +52,7 @@ def test_mean_of_best_is_not_best_of_mean():
 
 def test_cells_are_summed_over_samples_before_dividing():
     large = sample([[[0.9, 0.9, 0.9]], [[0, 0, 0]]], [[[1, 1, 1]], [[1, 0, 0]]])
-    small = sample([[[0.9, 0, 0]], [[0, 0, 0]]], [[[0, 0, 0]], [[0, 0, 0]]])
+    small = sample([[[0.9, 0, 0]], [[0, 0, 0]]], [[[0, 0, 0]], [[0, 0, 0]]], token='u')
     assert score(large, small)['map/drivable_area/iou@0.50'] == pytest.approx(3 / 4, abs=1e-6)
 
 
@@ -80,7 +81,8 @@ def test_what_is_kept_of_a_sample_is_small():
     masks = torch.zeros(2, 200, 200, dtype=torch.uint8)
     made.process({}, [dict(pred_bev_map=PixelData(probs=torch.rand(2, 200, 200)).to_dict(),
                            gt_bev_map=PixelData(masks=masks).to_dict())])
-    assert made.results[0].shape == (7, 2, 3) and made.results[0].dtype == np.int64
+    kept = made.results[0]['histogram']
+    assert kept.shape == (1, 2, 2, 8) and kept.dtype == np.int32
 
 
 def test_counts_match_a_loop():

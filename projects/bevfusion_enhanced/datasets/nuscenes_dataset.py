@@ -17,6 +17,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 
 from bevfusion_enhanced.datasets.info_files import RECREATE, read_info_file
 from bevfusion_enhanced.datasets.map_masks import require_map_files
+from bevfusion_enhanced.datasets.pipeline_checks import check_pipeline_fits
 from bevfusion_enhanced.datasets.scene_lookup import scenes_of_samples
 from bevfusion_enhanced.datasets.vocabulary import CAMERAS, DETECTION_CLASSES, MAP_LAYERS
 from bevfusion_enhanced.errors import ConfigError, DataError
@@ -109,8 +110,31 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             raise DataError(f'info file {self.ann_file}: a sample has no {error}; '
                             f'{RECREATE}') from None
         if self.pipeline.transforms:
-            self._check_files(samples[0])
+            check_pipeline_fits(self.pipeline, metainfo=self._metainfo, samples=samples,
+                                info_file=self.ann_file)
+            self._check_files(samples)
         return samples
+
+    def filter_data(self) -> List[dict]:
+        """All samples: `filter_empty_gt` works while reading, so that indices stay."""
+        self._require_samples(self.data_list)
+        return self.data_list
+
+    def _get_unserialized_subset(self, indices: Union[int, Sequence[int]]) -> List[dict]:
+        samples = super()._get_unserialized_subset(indices)
+        self._require_samples(samples)
+        return samples
+
+    def _require_samples(self, samples: Sequence[dict]) -> None:
+        """There are samples, and one with a box where `filter_empty_gt` leaves out the others."""
+        if not samples:
+            raise DataError(f'no sample of info file {self.ann_file} is left: indices is '
+                            f'{self._indices!r}; choose at least one')
+        needs_boxes = self.filter_empty_gt and not self.test_mode
+        if needs_boxes and not any(len(sample['ann_info']['gt_labels_3d']) for sample in samples):
+            raise DataError(f'info file {self.ann_file}: none of {len(samples)} samples has a valid '
+                            f'box of {list(self._metainfo["classes"])}, and filter_empty_gt leaves '
+                            'out those without; choose other classes or set filter_empty_gt=False')
 
     def _adopt(self, metainfo: dict) -> None:
         """Take the version and the order of labels from the info file."""
@@ -124,7 +148,7 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
         self.label_mapping[-1] = -1
         for label, name in enumerate(self._metainfo['classes']):
             self.label_mapping[categories[name]] = label
-        for key, value in metainfo.items():
+        for key, value in {**metainfo, 'split': osp.basename(self.ann_file)}.items():
             self._metainfo.setdefault(key, value)
         if self._metainfo['version'] != metainfo['version']:
             raise DataError(f'info file {self.ann_file} is of {metainfo["version"]}, '
@@ -147,16 +171,17 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             raise DataError(f'info file {self.ann_file} has no map locations and they are not in '
                             f'the tables ({error}); {RECREATE}') from None
 
-    def _check_files(self, sample: dict) -> None:
-        """Whether the folders are right, seen at the first sample."""
-        files = [sample['lidar_path']] if self.modality['use_lidar'] else []
-        files += [view['img_path'] for view in sample.get('images', {}).values()]
+    def _check_files(self, samples: Sequence[dict]) -> None:
+        """Whether the folders are right, seen at the first sample, and all maps there."""
+        first = samples[0]
+        files = [first['lidar_path']] if self.modality['use_lidar'] else []
+        files += [view['img_path'] for view in first.get('images', {}).values()]
         missing = [path for path in files if not osp.isfile(path)]
         if missing:
-            raise DataError(f'sample {sample["token"]}: {missing[0]} does not exist; check '
+            raise DataError(f'sample {first["token"]}: {missing[0]} does not exist; check '
                             'data_root and data_prefix')
         if self._metainfo.get('map_classes'):
-            require_map_files(self.data_root, [sample['location']])
+            require_map_files(self.data_root, sorted({sample['location'] for sample in samples}))
 
     def parse_data_info(self, info: dict) -> dict:
         """A sample as the pipeline takes it: paths joined, arrays for lists, boxes as such."""

@@ -3,42 +3,51 @@
 Average precision by centre distance, five true-positive errors (translation m, scale 1 - IoU,
 orientation rad, velocity m/s, attribute 1 - accuracy), and the nuScenes detection score.
 """
-import json
-import math
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 from mmdet3d.registry import METRICS
-from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from bevfusion_enhanced.datasets.info_files import RECREATE, read_info_file
 from bevfusion_enhanced.errors import ConfigError, DataError
+from bevfusion_enhanced.evaluation.detection_results import (
+    SUMMARY_FILE,
+    DetectionResults,
+    Submission,
+    class_ranges,
+    dump_json,
+    protocol_of,
+    save_submission,
+    score_submission,
+)
+from bevfusion_enhanced.evaluation.once_per_sample import OncePerSampleMetric
+from bevfusion_enhanced.evaluation.rings import DEFAULT_RINGS, check_rings
 from bevfusion_enhanced.evaluation.submission import submission_boxes
-
-ERROR_NAMES = {'trans_err': 'ATE', 'scale_err': 'ASE', 'orient_err': 'AOE', 'vel_err': 'AVE',
-               'attr_err': 'AAE'}
 
 
 @METRICS.register_module()
-class NuScenesDetectionMetric(BaseMetric):
+class NuScenesDetectionMetric(OncePerSampleMetric):
     """Official mAP, NDS and true-positive errors over the samples that were predicted.
 
     Keys: `object/mAP`, `object/NDS`, `object/mATE`, mASE, mAOE, mAVE, mAAE, `object/<class>/AP` and
     `object/<class>/ATE`, ASE, AOE, AVE, AAE. Errors that the protocol does not define (a cone has
-    no heading) are left out. Predictions without any box score zero. Samples carry
-    `pred_instances_3d` (bboxes_3d, scores_3d, labels_3d) and `token` or `sample_idx`.
+    no heading) are left out. Predictions without any box score zero. By distance from the ego:
+    `object/<ring>/<class>/AP` and `object/<ring>/mean/AP`, where a ring is such as `0-15m`, see
+    `SampleDetectionEval.precision_by_ring`. Samples carry `pred_instances_3d` (bboxes_3d,
+    scores_3d, labels_3d) and `token` or `sample_idx`.
 
     Args:
         data_root: Root of the dataset with its tables.
         ann_file: Info file of the evaluated split, for poses; relative to `data_root` if not found.
         version: Of the tables; None takes the info file's.
-        jsonfile_prefix: Folder in which `results_nusc.json` (a submission) and
-            `metrics_summary.json` are kept.
+        jsonfile_prefix: Folder in which `results_nusc.json` (a submission),
+            `results_nusc.about.json` (its protocol) and `metrics_summary.json` are kept.
         modality: use_camera, use_lidar: what the submission says was used.
         format_only: Write the submission and score nothing, as for the test split.
         eval_version: The protocol.
+        rings: Distances from the ego by which precision is told apart, metres; () for none.
         collect_device: Where ranks exchange predictions: 'cpu' or 'gpu'.
         prefix: Replaces 'object' in the keys.
 
@@ -52,8 +61,9 @@ class NuScenesDetectionMetric(BaseMetric):
     def __init__(self, *, data_root: str, ann_file: str, version: Optional[str] = None,
                  jsonfile_prefix: Optional[str] = None, modality: Optional[dict] = None,
                  format_only: bool = False, eval_version: str = 'detection_cvpr_2019',
-                 collect_device: str = 'cpu', prefix: Optional[str] = None) -> None:
-        super().__init__(collect_device=collect_device, prefix=prefix)
+                 rings: Sequence[Sequence[float]] = DEFAULT_RINGS, collect_device: str = 'cpu',
+                 prefix: Optional[str] = None) -> None:
+        super().__init__(results_dir=jsonfile_prefix, collect_device=collect_device, prefix=prefix)
         if format_only and jsonfile_prefix is None:
             raise ConfigError('format_only needs jsonfile_prefix, the folder to write to')
         in_root = Path(data_root) / ann_file
@@ -62,10 +72,10 @@ class NuScenesDetectionMetric(BaseMetric):
         if not self.ann_file.is_file():
             raise DataError(f'info file {ann_file} does not exist (nor {in_root}); {RECREATE}')
         self.version = version
-        self.jsonfile_prefix = jsonfile_prefix
         self.modality = modality or dict(use_camera=True, use_lidar=True)
         self.format_only = format_only
         self.eval_version = eval_version
+        self.rings = check_rings(rings)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the boxes of each sample as arrays."""
@@ -77,30 +87,30 @@ class NuScenesDetectionMetric(BaseMetric):
                 scores=predicted['scores_3d'].detach().cpu().numpy(),
                 labels=predicted['labels_3d'].detach().cpu().numpy()))
 
-    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+    def score(self, records: List[dict]) -> Dict[str, float]:
         """Write the submission and score it."""
-        from nuscenes.eval.detection.config import config_factory  # loads plotting: keep it out of
-        config = config_factory(self.eval_version)                 # the import of this package
         infos = read_info_file(self.ann_file)
         version = self.version or infos['metainfo']['version']
-        submission = self._format(results, infos['data_list'], config.class_range)
-        if self.jsonfile_prefix is not None:
-            _dump({'meta': self._meta(), 'results': submission},
-                  Path(self.jsonfile_prefix) / 'results_nusc.json')
+        boxes = self._format(records, infos['data_list'], class_ranges(self.eval_version))
+        protocol = protocol_of(boxes, eval_version=self.eval_version, rings=self.rings,
+                               version=version, split=self.ann_file.name)
+        if self.results_dir is not None:
+            save_submission(DetectionResults(
+                boxes=boxes, meta=self._meta(), protocol=protocol, conditions=self.conditions,
+                data_root=self.data_root), self.results_dir)
         if self.format_only:
             return {}
 
-        from bevfusion_enhanced.evaluation.official_detection import evaluate_detection
-        metrics, _ = evaluate_detection(nusc=_database(self.data_root, version), config=config,
-                                        results=submission)
-        summary = metrics.serialize()
-        if self.jsonfile_prefix is not None:
-            _dump({**summary, 'meta': self._meta(), 'samples': len(submission)},
-                  Path(self.jsonfile_prefix) / 'metrics_summary.json')
-        return _flatten(summary)
+        scores = score_submission(boxes, data_root=self.data_root, version=version,
+                                  eval_version=self.eval_version, rings=self.rings)
+        if self.results_dir is not None:
+            dump_json({**scores.summary, 'meta': self._meta(), 'samples': len(boxes),
+                       'protocol': protocol, 'conditions': self.conditions},
+                      self.results_dir / SUMMARY_FILE, indent=2)
+        return scores.metrics
 
-    def _format(self, results: List[dict], infos: List[dict],
-                class_range: Dict[str, float]) -> Dict[str, List[dict]]:
+    def _format(self, records: List[dict], infos: List[dict],
+                class_range: Dict[str, float]) -> Submission:
         """Sample token -> records, one entry for each sample that was predicted."""
         classes = self.dataset_meta['classes']
         unknown = [name for name in classes if name not in class_range]
@@ -109,8 +119,8 @@ class NuScenesDetectionMetric(BaseMetric):
                               'known: '
                               f'{list(class_range)}')
         by_token = {info['token']: info for info in infos}
-        submission: Dict[str, List[dict]] = {}
-        for result in results:
+        submission: Submission = {}
+        for result in records:
             token = result['token'] or infos[result['sample_idx']]['token']
             if token not in by_token:
                 raise DataError(f'sample {token} is not in {self.ann_file}; the metric and the '
@@ -129,31 +139,3 @@ class NuScenesDetectionMetric(BaseMetric):
 
     def _meta(self) -> dict:
         return {**{f'use_{name}': False for name in ('radar', 'map', 'external')}, **self.modality}
-
-
-def _flatten(summary: dict) -> Dict[str, float]:
-    """The devkit's summary under this project's names, without what is undefined."""
-    metrics = {'mAP': summary['mean_ap'], 'NDS': summary['nd_score']}
-    metrics.update({f'm{name}': summary['tp_errors'][key] for key, name in ERROR_NAMES.items()})
-    for class_name, precision in summary['mean_dist_aps'].items():
-        metrics[f'{class_name}/AP'] = precision
-        errors = summary['label_tp_errors'][class_name]
-        metrics.update({f'{class_name}/{name}': errors[key] for key, name in ERROR_NAMES.items()})
-    return {key: float(value) for key, value in metrics.items() if not math.isnan(value)}
-
-
-def _database(data_root: str, version: str):
-    """The devkit's database, or one line on what it lacks."""
-    from nuscenes import NuScenes
-    try:
-        return NuScenes(version=version, dataroot=str(data_root), verbose=False)
-    except (AssertionError, OSError, ValueError, KeyError) as error:
-        raise DataError(f'cannot read the tables of {version} under {data_root}: '
-                        f'{type(error).__name__} {error}') from None
-
-
-def _dump(content: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(content, indent=2))
-    temporary.replace(path)

@@ -1,10 +1,11 @@
-"""nuScenes' own detection evaluation, run on a chosen set of samples.
+"""nuScenes' own detection evaluation, run on a chosen set of samples, and by distance.
 
 The devkit's command insists on the samples of a named split. Its loaders, filters, matching and
 scores are used here as they are, for exactly the samples that were predicted.
 """
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence
 
+import numpy as np
 from nuscenes import NuScenes
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import (
@@ -12,13 +13,11 @@ from nuscenes.eval.common.loaders import (
     filter_eval_boxes,
     load_gt_of_sample_tokens,
 )
-from nuscenes.eval.detection.data_classes import (
-    DetectionBox,
-    DetectionConfig,
-    DetectionMetricDataList,
-    DetectionMetrics,
-)
+from nuscenes.eval.detection.algo import accumulate, calc_ap
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig
 from nuscenes.eval.detection.evaluate import DetectionEval
+
+from bevfusion_enhanced.evaluation.rings import Ring, ring_name
 
 
 class SampleDetectionEval(DetectionEval):
@@ -41,6 +40,35 @@ class SampleDetectionEval(DetectionEval):
             load_gt_of_sample_tokens(nusc, self.sample_tokens, DetectionBox))
         self.pred_boxes = self._filtered(EvalBoxes.deserialize(results, DetectionBox))
 
+    def precision_by_ring(self, rings: Sequence[Ring]) -> Dict[str, Dict[str, float]]:
+        """Average precision of what lies in each ring around the ego, by class and in the mean.
+
+        True and predicted boxes of a ring are matched among themselves, by the official rule. A
+        class without a true box in a ring, or that is not evaluated so far out, is left out of it.
+
+        Args:
+            rings: Of the centre's distance, metres.
+
+        Returns:
+            {ring: {class: AP, 'mean': AP}}; no entry for a ring without any true box.
+        """
+        found = {}
+        for ring in rings:
+            true, predicted = (_within(boxes, ring) for boxes in (self.gt_boxes, self.pred_boxes))
+            present = {box.detection_name for box in true.all}
+            values = {name: self._precision(true, predicted, name)
+                      for name in self.cfg.class_names if name in present}
+            if values:
+                found[ring_name(ring)] = {**values, 'mean': float(np.mean(list(values.values())))}
+        return found
+
+    def _precision(self, true: EvalBoxes, predicted: EvalBoxes, name: str) -> float:
+        """The mean over the protocol's matching distances."""
+        return float(np.mean([
+            calc_ap(accumulate(true, predicted, name, self.cfg.dist_fcn_callable, distance),
+                    self.cfg.min_recall, self.cfg.min_precision)
+            for distance in self.cfg.dist_ths]))
+
     def _filtered(self, boxes: EvalBoxes) -> EvalBoxes:
         """Drop what the protocol ignores; the devkit's filter cannot take a set without any box."""
         if not boxes.all:
@@ -48,8 +76,9 @@ class SampleDetectionEval(DetectionEval):
         return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
 
 
-def evaluate_detection(
-        *, nusc: NuScenes, config: DetectionConfig, results: Dict[str, List[dict]]
-) -> Tuple[DetectionMetrics, DetectionMetricDataList]:
-    """Official metrics of `results`, see `SampleDetectionEval`."""
-    return SampleDetectionEval(nusc=nusc, config=config, results=results).evaluate()
+def _within(boxes: EvalBoxes, ring: Ring) -> EvalBoxes:
+    near, far = ring
+    inside = EvalBoxes()
+    for token in boxes.sample_tokens:
+        inside.add_boxes(token, [box for box in boxes[token] if near <= box.ego_dist < far])
+    return inside
