@@ -28,6 +28,9 @@ class CameraEncoder(BaseModule):
         self.neck = MODELS.build(neck)
         self.vtransform = MODELS.build(vtransform)
         forget_geometry(self.backbone)
+        # Swin freezes its `frozen_stages` only when told to train; the optimizer and the
+        # processes' gradient exchange ask before that.
+        self.backbone.train()
 
     def forward(self, images: Tensor, points: Optional[Sequence[Tensor]],
                 calibration: Calibration) -> Tensor:

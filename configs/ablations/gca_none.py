@@ -1,0 +1,4 @@
+_base_ = '../phase4a_task_gca.py'
+
+ablation = dict(question='No gate before the heads')
+model = dict(task_gca=dict(mode='none'))

@@ -1,0 +1,4 @@
+_base_ = '../phase4a_task_gca.py'
+
+ablation = dict(question='No channel attention in the map head')
+model = dict(heads=dict(map=dict(use_channel_attention=False)))

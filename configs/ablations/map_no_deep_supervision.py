@@ -1,0 +1,4 @@
+_base_ = '../phase4a_task_gca.py'
+
+ablation = dict(question='No deep supervision of the map head')
+model = dict(heads=dict(map=dict(deep_supervision=False)))

@@ -1,0 +1,4 @@
+_base_ = '../phase4a_task_gca.py'
+
+ablation = dict(question='One classifier for all map classes')
+model = dict(heads=dict(map=dict(per_class_classifiers=False)))

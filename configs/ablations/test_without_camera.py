@@ -1,0 +1,4 @@
+_base_ = '../phase4a_task_gca.py'
+
+ablation = dict(question='The reference, tested without cameras', trained_as='gca_task_specific')
+model = dict(drop_at_test=['camera'])
