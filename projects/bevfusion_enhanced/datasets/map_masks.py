@@ -47,10 +47,34 @@ class VectorMap:
     layers: np.ndarray
     tree: shapely.STRtree
 
+    def covers(self, points: np.ndarray, layers: Sequence[str]) -> np.ndarray:
+        """Whether each of (P, 2) points, global metres, lies on a geometry of some layers.
+
+        Returns:
+            (P,) bool. Unlike in a mask, a hole is no hole where another geometry covers it.
+        """
+        point, geometry = self.tree.query(shapely.points(points), predicate='intersects')
+        wanted = np.isin(self.layers[geometry], [LAYERS.index(layer) for layer in layers])
+        covered = np.zeros(len(points), dtype=bool)
+        covered[point[wanted]] = True
+        return covered
+
 
 def map_file(data_root: Union[str, Path], location: str) -> Path:
     """Where the vector map of `location` lies under a dataset root."""
     return Path(data_root) / 'maps' / 'expansion' / f'{location}.json'
+
+
+def require_maps(data_root: Union[str, Path]) -> None:
+    """Check that there are vector maps at all.
+
+    Raises:
+        DataError: There are none.
+    """
+    folder = Path(data_root) / 'maps' / 'expansion'
+    if not folder.is_dir():
+        raise DataError(f"no vector maps: {folder} does not exist; unpack nuScenes' map expansion "
+                        '(v1.3) into maps/ of the dataset root, or leave the map task out')
 
 
 def require_map_files(data_root: Union[str, Path], locations: Sequence[str]) -> None:

@@ -110,9 +110,9 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             raise DataError(f'info file {self.ann_file}: a sample has no {error}; '
                             f'{RECREATE}') from None
         if self.pipeline.transforms:
+            self._check_files(samples)
             check_pipeline_fits(self.pipeline, metainfo=self._metainfo, samples=samples,
                                 info_file=self.ann_file)
-            self._check_files(samples)
         return samples
 
     def filter_data(self) -> List[dict]:
@@ -132,9 +132,10 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
                             f'{self._indices!r}; choose at least one')
         needs_boxes = self.filter_empty_gt and not self.test_mode
         if needs_boxes and not any(len(sample['ann_info']['gt_labels_3d']) for sample in samples):
-            raise DataError(f'info file {self.ann_file}: none of {len(samples)} samples has a valid '
-                            f'box of {list(self._metainfo["classes"])}, and filter_empty_gt leaves '
-                            'out those without; choose other classes or set filter_empty_gt=False')
+            raise DataError(f'info file {self.ann_file}: none of {len(samples)} samples has a '
+                            f'valid box of {list(self._metainfo["classes"])}, and filter_empty_gt '
+                            'leaves out those without; choose other classes or set '
+                            'filter_empty_gt=False')
 
     def _adopt(self, metainfo: dict) -> None:
         """Take the version and the order of labels from the info file."""

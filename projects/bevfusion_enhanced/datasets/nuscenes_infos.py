@@ -1,20 +1,22 @@
 """Info files of nuScenes: what training and evaluation need of its tables, one entry a key frame.
 
 The form is MMDetection3D's v2, `{'metainfo': ..., 'data_list': [...]}`; `scene_reader.py` says what
-an entry holds.
+an entry holds. Each scene that is done is kept beside the info files until all are, so a run that
+was stopped goes on where it was.
 """
+import hashlib
 import json
-import multiprocessing
-import sys
-from contextlib import contextmanager
+import os
+import shutil
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.splits import create_splits_scenes
 
-from bevfusion_enhanced.datasets.info_files import write_info_file
+from bevfusion_enhanced.datasets.info_files import read_pickle, write_pickle
+from bevfusion_enhanced.datasets.parallel import Mapper, shared_map
 from bevfusion_enhanced.datasets.scene_reader import SceneReader
 from bevfusion_enhanced.datasets.vocabulary import INFO_CLASSES
 from bevfusion_enhanced.errors import ConfigError, DataError
@@ -26,6 +28,8 @@ OFFICIAL_SPLITS = {'v1.0-mini': {'train': 'mini_train', 'val': 'mini_val'},
 TABLES = ('category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor',
           'ego_pose', 'log', 'scene', 'sample', 'sample_data', 'sample_annotation', 'map')
 MAX_SWEEPS = 10
+ENTRY_FORM = 1
+"""To be counted up when entries change, so that scenes done by older code are done again."""
 
 
 class SplitInfos(NamedTuple):
@@ -73,19 +77,24 @@ def create_infos(*, root_path: Union[str, Path], version: str,
         raise DataError(f'no scene of {root / version} is in its splits {list(splits)}; check '
                         '--version')
 
-    reader = SceneReader(database, max_sweeps)
-    with _mapper(reader, workers) as in_parallel:
+    folder = root if out_dir is None else Path(out_dir)
+    kept = folder / f'.{info_prefix}_infos.partial'
+    done = kept / _fingerprint(root / version, max_sweeps)
+    with shared_map((SceneReader(database, max_sweeps), done), workers) as in_parallel:
         missing = _missing_files(scenes, in_parallel, skip_incomplete_scenes)
         scenes = [scene for scene in scenes if not missing[scene['name']]]
-        infos = dict(zip((scene['name'] for scene in scenes),
-                         track(in_parallel(_read_scene, scenes), description='Key frames by scene',
-                               total=len(scenes)), strict=True))
+        infos = _read_scenes(scenes, in_parallel, done)
     metainfo = dict(categories=_categories(database), dataset='nuscenes', version=version,
                     info_version='1.1')
-    folder = root if out_dir is None else Path(out_dir)
-    return {split: _write_split(folder / f'{info_prefix}_infos_{split}.pkl', metainfo,
-                                [infos[name] for name in infos if name in names])
-            for split, names in splits.items()}
+    written = {}
+    for split, names in splits.items():
+        name = f'{info_prefix}_infos_{split}.pkl'
+        counts = _write_split(kept / name, metainfo, [infos[scene] for scene in infos
+                                                      if scene in names])
+        os.replace(kept / name, folder / name)
+        written[split] = SplitInfos(folder / name, *counts)
+    shutil.rmtree(kept, ignore_errors=True)
+    return written
 
 
 def open_database(root: Path, version: str) -> NuScenes:
@@ -134,6 +143,19 @@ def read_splits(root: Path, version: str) -> Dict[str, Sequence[str]]:
     return splits
 
 
+def require_split(root: Union[str, Path], version: str, split: str) -> None:
+    """Check that a version has a split of this name.
+
+    Raises:
+        ConfigError: It has not, or has no splits at all.
+        DataError: The splits.json is broken.
+    """
+    splits = list(read_splits(Path(root), version))
+    if split not in splits:
+        raise ConfigError(f'{version} has no split {split!r} with annotations, so there is no GT '
+                          f'database to write; it has {splits}; leave --gt-database out')
+
+
 def _categories(database: NuScenes) -> Dict[str, int]:
     """Class -> label; what is no detection class, under nuScenes' own name, -> -1."""
     ignored = {record['name']: -1 for record in database.category
@@ -141,7 +163,7 @@ def _categories(database: NuScenes) -> Dict[str, int]:
     return {**{name: label for label, name in enumerate(INFO_CLASSES)}, **ignored}
 
 
-def _missing_files(scenes: Sequence[dict], in_parallel: Callable,
+def _missing_files(scenes: Sequence[dict], in_parallel: Mapper,
                    skip_incomplete: bool) -> Dict[str, List[str]]:
     """Missing files by scene name, checked before anything is computed."""
     missing = dict(zip((scene['name'] for scene in scenes),
@@ -156,34 +178,38 @@ def _missing_files(scenes: Sequence[dict], in_parallel: Callable,
     return missing
 
 
-def _write_split(path: Path, metainfo: dict, scenes: Sequence[List[dict]]) -> SplitInfos:
+def _read_scenes(scenes: Sequence[dict], in_parallel: Mapper, done: Path) -> Dict[str, List[dict]]:
+    """The entries by scene name; scenes in the folder `done` are not read again."""
+    left = [scene for scene in scenes if not _done_file(done, scene).is_file()]
+    for _ in track(in_parallel(_keep_scene, left), description='Key frames by scene',
+                   total=len(left)):
+        pass
+    return {scene['name']: read_pickle(_done_file(done, scene)) for scene in scenes}
+
+
+def _fingerprint(tables: Path, max_sweeps: int) -> str:
+    """What the entries of a scene depend on, as the name of a folder."""
+    states = [(name, (tables / f'{name}.json').stat()) for name in TABLES]
+    facts = [ENTRY_FORM, max_sweeps, str(tables.resolve())]
+    facts += [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _done_file(done: Path, scene: dict) -> Path:
+    return done / f'{scene["name"]}.pkl'
+
+
+def _write_split(path: Path, metainfo: dict, scenes: Sequence[List[dict]]) -> Tuple[int, int]:
     infos = [{'sample_idx': index, **info}
              for index, info in enumerate(info for scene in scenes for info in scene)]
-    write_info_file({'metainfo': metainfo, 'data_list': infos}, path)
-    return SplitInfos(path, len(infos), len(scenes))
+    write_pickle({'metainfo': metainfo, 'data_list': infos}, path)
+    return len(infos), len(scenes)
 
 
-_READER: List[SceneReader] = []
-"""The reader of this process; forked processes inherit it instead of receiving the tables."""
+def _keep_scene(shared: Tuple[SceneReader, Path], scene: dict) -> None:
+    reader, done = shared
+    write_pickle(reader.scene(scene), _done_file(done, scene))
 
 
-@contextmanager
-def _mapper(reader: SceneReader, workers: int) -> Iterator[Callable[..., Iterable]]:
-    """A `map` that keeps the order; in `workers` processes where processes can be forked."""
-    _READER[:] = [reader]
-    try:
-        if workers == 1 or sys.platform != 'linux':
-            yield map
-        else:
-            with multiprocessing.get_context('fork').Pool(workers) as pool:
-                yield pool.imap
-    finally:
-        _READER.clear()
-
-
-def _read_scene(scene: dict) -> List[dict]:
-    return _READER[0].scene(scene)
-
-
-def _missing_of_scene(scene: dict) -> List[str]:
-    return _READER[0].missing_files(scene)
+def _missing_of_scene(shared: Tuple[SceneReader, Any], scene: dict) -> List[str]:
+    return shared[0].missing_files(scene)

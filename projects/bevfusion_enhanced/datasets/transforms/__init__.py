@@ -7,6 +7,8 @@ from bevfusion_enhanced.datasets.transforms.formatting import PackBEVFusionInput
 from bevfusion_enhanced.datasets.transforms.image_augmentation import ImageAug3D
 from bevfusion_enhanced.datasets.transforms.loading import LoadMultiViewImages, LoadPointsWithSweeps
 from bevfusion_enhanced.datasets.transforms.map_masks import LoadBEVMapMasks
+from bevfusion_enhanced.datasets.transforms.object_sample import BEVFusionObjectSample
 
-__all__ = ['BEVFusionGlobalRotScaleTrans', 'BEVFusionRandomFlip3D', 'ImageAug3D', 'LoadBEVMapMasks',
-           'LoadMultiViewImages', 'LoadPointsWithSweeps', 'PackBEVFusionInputs']
+__all__ = ['BEVFusionGlobalRotScaleTrans', 'BEVFusionObjectSample', 'BEVFusionRandomFlip3D',
+           'ImageAug3D', 'LoadBEVMapMasks', 'LoadMultiViewImages', 'LoadPointsWithSweeps',
+           'PackBEVFusionInputs']

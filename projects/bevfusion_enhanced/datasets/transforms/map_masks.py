@@ -1,12 +1,11 @@
 """The map task's ground truth in a pipeline: masks that follow the augmented LiDAR frame."""
-from pathlib import Path
 from typing import Sequence
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
-from bevfusion_enhanced.datasets.map_masks import MapMasks, bev_pose
+from bevfusion_enhanced.datasets.map_masks import MapMasks, bev_pose, require_maps
 from bevfusion_enhanced.errors import DataError
 
 
@@ -36,11 +35,7 @@ class LoadBEVMapMasks(BaseTransform):
                               raster=raster)
         self.grid = dict(classes=list(classes), xbound=list(xbound), ybound=list(ybound),
                          raster=raster)
-        folder = Path(data_root) / 'maps' / 'expansion'
-        if not folder.is_dir():
-            raise DataError(f"no vector maps: {folder} does not exist; unpack nuScenes' map "
-                            'expansion (v1.3) into maps/ of the dataset root, or leave the map '
-                            'task out')
+        require_maps(data_root)
 
     def transform(self, results: dict) -> dict:
         """Draw the masks; see the class."""
