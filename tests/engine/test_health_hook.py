@@ -10,10 +10,13 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.structures import BaseDataElement
+from processes import one_thread, start_group
 from torch import nn
 from torch.utils.data import Dataset
 
 from bevfusion_enhanced.checkpoints.storage import read_checkpoint, write_checkpoint
+from bevfusion_enhanced.engine.config import load_config
+from bevfusion_enhanced.engine.health_benchmark import benchmark
 from bevfusion_enhanced.engine.health_hook import HealthHook, tokens_of
 from bevfusion_enhanced.errors import ConfigError, TrainingError
 from bevfusion_enhanced.models.task_balance import GradientProbe
@@ -196,6 +199,45 @@ def test_a_whole_checkpoint_does_not(run, watched_config):
     run('a', 'train_cfg.max_epochs=3', resume='auto')
     assert not lines('a', 'event')
     assert lines('a', 'epoch')[-1]['measurements']['weights.changed_on_load'] == 0
+
+
+def test_two_processes_skip_together_and_count_together(watched_config, tmp_path):
+    from mmengine.runner import Runner
+
+    from bevfusion_enhanced.engine.train import TrainOptions, resolve
+
+    def train():
+        config = resolve(TrainOptions(
+            config=str(watched_config), work_dir='a', launcher='pytorch',
+            overrides=('train_dataloader.dataset.bad=[5]',)))
+        config.experiment_name = 'two_processes'
+        Runner.from_cfg(config).train()
+
+    with one_thread():
+        children = start_group(train, tmp_path / 'output', 2)
+        try:
+            codes = [child.wait() for child in children]
+        finally:
+            for child in children:
+                child.end()
+    assert codes == [0, 0], children[1].text()[-2000:]
+    event = lines('a', 'event')[0]
+    assert event['iter'] == 2 and event['samples'] == ['token5', 'token7']  # of the second process
+    last = lines('a', 'epoch')[-1]['measurements']
+    assert last['steps.nonfinite'] == 1 and last['steps.updates'] == 2
+    assert last['classes.object.car.truths'] == 2 * 3 * 4  # processes, steps, annotated
+    assert last['cosine.object~map.looks'] == 4 and last['losses.total.mean'] > 0
+    assert read_checkpoint(Path('a', 'epoch_2.pth'))['state_dict']['fuser.1.running_mean'].isfinite(
+        ).all()
+
+
+def test_the_benchmark_times_every_part(watched_config):
+    result = benchmark(load_config(str(watched_config)), iterations=11)
+    assert all(cost.seconds > 0 for cost in result.costs if 'update over' not in cost.part)
+    assert [cost.every for cost in result.costs] == [1, 1, 50, 100, 200, 6]
+    assert result.share == pytest.approx(sum(c.seconds / c.every for c in result.costs)
+                                         / result.step)
+    assert 'a step without them' in result.table() and not Path('a').exists()
 
 
 def test_what_cannot_be_watched():
