@@ -93,14 +93,11 @@ class SignalHook(Hook):
         name: The signal.
         stage: Hook's stage at which to send it.
         iteration: Number of training iterations counted by then.
-        group: Send it to the loading workers too.
         rank: Which process of several sends it.
     """
 
-    def __init__(self, name: str, stage: str, iteration: int, group: bool = False,
-                 rank: int = 0) -> None:
-        self.number = getattr(signal, name)
-        self.iteration, self.group, self.rank = iteration, group, rank
+    def __init__(self, name: str, stage: str, iteration: int, rank: int = 0) -> None:
+        self.number, self.iteration, self.rank = getattr(signal, name), iteration, rank
         setattr(self, stage, self._send)
 
     def get_triggered_stages(self) -> list:
@@ -108,4 +105,4 @@ class SignalHook(Hook):
 
     def _send(self, runner, *args, **kwargs) -> None:
         if runner.iter == self.iteration and runner.rank == self.rank and not runner._resume:
-            (os.killpg if self.group else os.kill)(os.getpid(), self.number)
+            os.kill(os.getpid(), self.number)

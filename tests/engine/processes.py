@@ -129,7 +129,8 @@ def trained(checkpoint: Path) -> Dict[str, Any]:
     return dict(
         weights=state['state_dict'], average=state.get('ema_state_dict'),
         optimizer=state['optimizer'], schedules=state['param_schedulers'], scalars=scalars,
-        progress=state['training_state']['progress'], processes=state['training_state']['processes'],
+        progress=state['training_state']['progress'],
+        processes=state['training_state']['processes'],
         epoch=state['meta']['epoch'], iteration=state['meta']['iter'])
 
 

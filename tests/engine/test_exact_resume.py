@@ -1,6 +1,7 @@
 """A killed and resumed run is the same, bit for bit, as one that never stopped."""
 import itertools
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_killed_at_random_moments(start, finish, overrides, last):
     assert_same_runs(Path('whole'), folder, last)
 
 
+def test_every_checkpoint_is_one_to_go_on_from(finish):
+    overrides = (*BY_ITERATIONS, 'train_cfg.max_epochs=2')
+    finish('whole', *overrides)
+    names = {path.name for path in Path('whole').glob('iter_*.pth')}
+    assert names == {'iter_5.pth', 'iter_6.pth', 'iter_10.pth', 'iter_12.pth'}
+    for name in names:  # iter_6.pth was written at the end of a validation
+        folder = Path(f'from_{name}')
+        shutil.copytree('whole', folder)
+        for other in names - {name}:
+            (folder / other).unlink()
+        finish(folder, *overrides)
+        assert_same_runs(Path('whole'), folder, 'iter_12.pth')
+
+
 def test_workers_change_nothing(finish):
     for workers in (0, 1, 2):
         finish(f'workers_{workers}', 'train_cfg.max_epochs=2',
@@ -159,15 +174,17 @@ def test_signal_saves_and_stops(start, finish, name, code, stage, iteration, sto
     assert_same_runs(Path('whole'), Path('stopped'), 'epoch_4.pth')
 
 
-def test_signal_to_the_group_spares_the_workers(start, finish):
-    common = ('train_dataloader.num_workers=2', 'val_dataloader.num_workers=1')
+@pytest.mark.parametrize(('name', 'code'), [('SIGTERM', 143), ('SIGINT', 130)])
+def test_signal_to_the_group_spares_the_workers(start, finish, name, code):
+    common = ('train_dataloader.num_workers=2', 'train_cfg.max_epochs=2')
+    slow = 'train_dataloader.dataset.pause=0.1'  # seconds a sample: workers are always at work
     finish('whole', *common)
-    for name, code in (('SIGTERM', 143), ('SIGINT', 130)):
-        child = start(name, *common, *send(name, 'before_train_iter', 7, group=True))
-        assert child.wait() == code, child.text()
-        assert Path(name, 'iter_8.pth').is_file()
-        finish(name, *common)
-        assert_same_runs(Path('whole'), Path(name), 'epoch_4.pth')
+    child = start('stopped', *common, slow)
+    wait_for(lambda: 'Epoch(train) [1][2/6]' in child.text())
+    child.send_group(getattr(signal, name))
+    assert child.wait() == code, child.text()
+    finish('stopped', *common)
+    assert_same_runs(Path('whole'), Path('stopped'), 'epoch_2.pth')
 
 
 def test_second_signal_stops_at_once(start):
