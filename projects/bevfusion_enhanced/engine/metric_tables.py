@@ -1,7 +1,8 @@
 """Metrics of a test run as tables: one row a class, fractions of one.
 
 Reads the names that the metrics report: `object/<class>/AP`, `object/mAP`, `object/NDS`,
-`map/<class>/iou@<threshold>`, `map/mean/iou@max`.
+`map/<class>/iou@<threshold>`, `map/mean/iou@max`, and of parts of the set (rings of distance,
+night, ...) `<task>/<part>/<class>/<column>`.
 """
 import math
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -18,7 +19,12 @@ def print_tables(metrics: Mapping[str, Any], console: Optional[Console] = None) 
     console = console or Console()
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
-    tables = [detection_table(metrics), map_table(metrics)]
+    tables = [
+        detection_table(metrics),
+        parts_table(metrics, task='object', column='AP', title='3D detection by distance: AP'),
+        map_table(metrics),
+        parts_table(metrics, task='map', column='iou@0.50',
+                    title='BEV map segmentation by distance and scene: IoU at 0.5')]
     for table in tables:
         if table is not None:
             console.print(table)
@@ -56,6 +62,26 @@ def map_table(metrics: Mapping[str, Any]) -> Optional[Table]:
     if mean is not None:
         table.add_section()
         table.add_row('mean', *(_cell(mean.get(column)) for column in columns))
+    return table
+
+
+def parts_table(metrics: Mapping[str, Any], *, task: str, column: str,
+                title: str) -> Optional[Table]:
+    """One figure by class (rows) and part of the set (columns); None where there are no parts."""
+    by_part: Dict[str, Dict[str, Any]] = {}
+    for name, value in metrics.items():
+        parts = name.split('/')
+        if len(parts) == 4 and (parts[0], parts[3]) == (task, column):
+            by_part.setdefault(parts[1], {})[parts[2]] = value
+    if not by_part:
+        return None
+    table = _table(title, ['class', *by_part])
+    classes = dict.fromkeys([*_by_class(metrics, task),
+                             *(name for values in by_part.values() for name in values)])
+    for name in [name for name in classes if name != 'mean']:
+        table.add_row(name, *(_cell(values.get(name)) for values in by_part.values()))
+    table.add_section()
+    table.add_row('mean', *(_cell(values.get('mean')) for values in by_part.values()))
     return table
 
 

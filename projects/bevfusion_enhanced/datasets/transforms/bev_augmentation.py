@@ -15,7 +15,7 @@ from mmdet3d.registry import TRANSFORMS
 from bevfusion_enhanced.errors import ConfigError
 
 
-def _advance(results: dict, matrix: np.ndarray) -> None:
+def advance_scene(results: dict, matrix: np.ndarray) -> None:
     """Move the points by `matrix` (4, 4), in place, and multiply it onto `lidar_aug_matrix`."""
     if 'points' in results:
         xyz = results['points'].tensor[:, :3]
@@ -69,7 +69,7 @@ class BEVFusionGlobalRotScaleTrans(BaseTransform):
         matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
         matrix[:3, 3] = shift
         matrix[:3] *= scale
-        _advance(results, matrix)
+        advance_scene(results, matrix)
         if 'gt_bboxes_3d' in results:
             boxes = results['gt_bboxes_3d'].clone()
             if len(boxes):
@@ -90,7 +90,8 @@ class BEVFusionRandomFlip3D(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Augment the scene; see the class."""
         mirror_y, mirror_x = np.random.rand(2) < 0.5
-        _advance(results, np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0, 1.0, 1.0]))
+        advance_scene(results, np.diag([-1.0 if mirror_x else 1.0, -1.0 if mirror_y else 1.0,
+                                        1.0, 1.0]))
         if 'gt_bboxes_3d' in results:
             boxes = results['gt_bboxes_3d'].clone()
             if mirror_y:

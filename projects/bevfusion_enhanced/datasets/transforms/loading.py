@@ -15,6 +15,7 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures.points import LiDARPoints
 from PIL import Image
 
+from bevfusion_enhanced.datasets.lidar_beams import check_beams, reduce_beams
 from bevfusion_enhanced.errors import ConfigError, DataError
 
 _JPEG_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -125,6 +126,7 @@ class LoadPointsWithSweeps(BaseTransform):
         pad_empty_sweeps: Repeat the key frame where there is no sweep at all, as MMDetection3D
             does.
         random_sweeps: Draw the sweeps at random instead of taking the newest (training only).
+        beams: Keep so many of the sensor's 32 beams, in each scan (`lidar_beams.py`); None for all.
 
     Raises:
         ConfigError: Column counts that do not fit each other.
@@ -133,7 +135,7 @@ class LoadPointsWithSweeps(BaseTransform):
 
     def __init__(self, *, sweeps_num: int = 0, load_dim: int = 5, use_dim: int = 5,
                  remove_close: float = 1.0, pad_empty_sweeps: bool = False,
-                 random_sweeps: bool = False) -> None:
+                 random_sweeps: bool = False, beams: Optional[int] = None) -> None:
         if not 3 <= use_dim <= load_dim or load_dim < 5:
             raise ConfigError(f'load_dim {load_dim}, use_dim {use_dim}: expected '
                               '3 <= use_dim <= load_dim and load_dim >= 5')
@@ -143,6 +145,7 @@ class LoadPointsWithSweeps(BaseTransform):
         self.remove_close = remove_close
         self.pad_empty_sweeps = pad_empty_sweeps
         self.random_sweeps = random_sweeps
+        self.beams = None if beams is None else check_beams(beams)
 
     def transform(self, results: dict) -> dict:
         """Read the points; see the class."""
@@ -190,4 +193,5 @@ class LoadPointsWithSweeps(BaseTransform):
             raise DataError(f'the LiDAR scan of sample {sample} is cut short: {path} has '
                             f'{values.size} '
                             f'bytes, no multiple of {record}; fetch the file again')
-        return values.view('<f4').reshape(-1, self.load_dim)                       # (P, load_dim)
+        points = values.view('<f4').reshape(-1, self.load_dim)                     # (P, load_dim)
+        return points if self.beams is None else reduce_beams(points, self.beams)
