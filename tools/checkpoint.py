@@ -1,5 +1,6 @@
 """Look at checkpoints and change them: python tools/checkpoint.py COMMAND ..., see --help."""
 import argparse
+import os
 import sys
 from typing import List, Optional
 
@@ -101,4 +102,5 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 if __name__ == '__main__':
+    os.environ['BEVFUSION_ENHANCED_LAZY'] = '1'  # files are looked at: spare the registration
     sys.exit(main())

@@ -22,7 +22,9 @@ from rich.console import Console
 
 from bevfusion_enhanced.engine.cli import run_cli
 from bevfusion_enhanced.errors import CheckpointError, DataError
+from bevfusion_enhanced.experiments.aside import move_aside
 from bevfusion_enhanced.experiments.comparison import Summary, make_table, read_metrics, summarise
+from bevfusion_enhanced.experiments.run_files import RunFiles
 from bevfusion_enhanced.synthetic.dataset import MANIFEST, REVISION
 
 REPO = Path(__file__).resolve().parents[1]
@@ -58,23 +60,6 @@ class StepFailed(Exception):
 # ---- folders
 
 
-def move_aside(work_dir: Path) -> Optional[Path]:
-    """Rename a folder that an earlier demo used to `<name>_<time of its last change>`.
-
-    Returns:
-        Its new path, or None where there was nothing to move.
-    """
-    if not work_dir.exists() or (work_dir.is_dir() and not any(work_dir.iterdir())):
-        return None
-    stamp = time.strftime('%Y%m%d_%H%M%S', time.localtime(work_dir.stat().st_mtime))
-    target = work_dir.with_name(f'{work_dir.name}_{stamp}')
-    number = 1
-    while target.exists():
-        number += 1
-        target = work_dir.with_name(f'{work_dir.name}_{stamp}_{number}')
-    return work_dir.rename(target)
-
-
 def has_dataset(data_root: Path) -> bool:
     """Whether a synthetic dataset is there; the simulator puts it in its place when it is whole.
 
@@ -97,10 +82,12 @@ def newest_checkpoint(work_dir: Path) -> Path:
     Raises:
         CheckpointError: If there is none.
     """
-    numbered = {int(match.group(1)): path for path in work_dir.glob('epoch_*.pth')
+    numbered = {int(match.group(1)): path
+                for path in RunFiles(work_dir).checkpoints.glob('epoch_*.pth')
                 if (match := re.fullmatch(r'epoch_(\d+)\.pth', path.name))}
     if not numbered:
-        raise CheckpointError(f'{work_dir} holds no epoch_N.pth; the training should have saved it')
+        raise CheckpointError(f'{RunFiles(work_dir).checkpoints} holds no epoch_N.pth; the '
+                              'training should have saved it')
     return numbered[max(numbered)]
 
 

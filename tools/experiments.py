@@ -1,5 +1,6 @@
 """Runs side by side: python tools/experiments.py list | show | compare | best | prune | export."""
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import List, Optional
@@ -56,4 +57,5 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 if __name__ == '__main__':
+    os.environ['BEVFUSION_ENHANCED_LAZY'] = '1'  # files are looked at: spare the registration
     sys.exit(main())

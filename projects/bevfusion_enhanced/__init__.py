@@ -1,9 +1,24 @@
-"""Joint 3D detection and BEV map segmentation; importing it registers every module."""
-from bevfusion_enhanced import compat
+"""Joint 3D detection and BEV map segmentation; importing it registers every module.
 
-compat.apply()  # before anything that imports mmcv or MMDetection3D
+That takes seconds. A command line that only looks at files sets the environment variable
+`BEVFUSION_ENHANCED_LAZY` to 1 before it imports anything from here, and calls `register` where it
+needs a model after all.
+"""
+import os
+from importlib import import_module
 
-from bevfusion_enhanced import datasets, engine, evaluation, models, visualization  # noqa: E402
-
-__all__ = ['compat', 'datasets', 'engine', 'evaluation', 'models', 'visualization']
 __version__ = '0.1.0'
+
+_REGISTERED = ('datasets', 'evaluation', 'models', 'visualization', 'engine.registered')
+
+
+def register() -> None:
+    """Adapt MMEngine and mmcv, then register every module; again, it does nothing."""
+    from . import compat
+    compat.apply()  # before anything that imports mmcv or MMDetection3D
+    for part in _REGISTERED:
+        import_module(f'.{part}', __name__)
+
+
+if os.environ.get('BEVFUSION_ENHANCED_LAZY') != '1':
+    register()

@@ -1,22 +1,11 @@
-"""Configs that cannot be read are named; folders of runs follow the config's path."""
+"""Configs that cannot be read are named."""
 from pathlib import Path
 
 import pytest
 
-from bevfusion_enhanced.engine.config import default_work_dir, load_config, use_checkpoint_hook
+from bevfusion_enhanced.engine.config import load_config, use_checkpoint_hook
 from bevfusion_enhanced.engine.train import TrainOptions, resolve
 from bevfusion_enhanced.errors import ConfigError
-
-
-@pytest.mark.parametrize('path, folder', [
-    ('configs/phase4a_task_gca.py', 'work_dirs/phase4a_task_gca'),
-    ('configs/mini/phase4a_task_gca.py', 'work_dirs/mini/phase4a_task_gca'),
-    ('/somewhere/configs/a/configs/b/c.py', 'work_dirs/b/c'),
-    ('/somewhere/else/c.py', 'work_dirs/c'),
-    ('configs.py', 'work_dirs/configs'),
-])
-def test_default_work_dir(path, folder):
-    assert Path(default_work_dir(path)) == Path(folder)
 
 
 @pytest.mark.parametrize('text, says', [
@@ -47,7 +36,7 @@ def test_overrides(tmp_path):
 
 def test_options_reach_the_config(toy_config):
     config = resolve(TrainOptions(config=str(toy_config), load_from=['a.pth', 'b.pth']))
-    assert Path(config.work_dir) == Path('work_dirs/mini/toy')
+    assert Path(config.work_dir) == Path('work_dirs/mini/toy/default')
     assert config.load_from == ['a.pth', 'b.pth'] and config.resume is False
     config = resolve(TrainOptions(config=str(toy_config), load_from=['a.pth']))
     assert config.load_from == 'a.pth'
@@ -65,9 +54,6 @@ def test_options_of_a_start_reach_the_checkpoint_hook(toy_config):
     assert 'resume_schedule' not in hook(resume='auto')
     classes = hook(load_from=['a.pth'], source_classes=['classes=car,truck'])['source_classes']
     assert classes == {'classes': ['car', 'truck']}
-    for options in (dict(fresh_schedule=True), dict(fresh_schedule=True, load_from=['a.pth'])):
-        with pytest.raises(ConfigError, match='--fresh-schedule: .*add --resume'):
-            hook(**options)
     for options in ({}, dict(resume='auto')):
         with pytest.raises(ConfigError, match='--source-classes: .*--load-from'):
             hook(source_classes=['classes=car'], **options)

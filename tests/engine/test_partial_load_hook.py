@@ -160,7 +160,7 @@ def test_resume_needs_more_than_weights(run):
 
 
 def test_unknown_option_is_a_config_error():
-    from bevfusion_enhanced.engine import PartialLoadCheckpointHook
+    from bevfusion_enhanced.engine.partial_load_hook import PartialLoadCheckpointHook
     with pytest.raises(ConfigError, match='choose load or error'):
         PartialLoadCheckpointHook(on_architecture_change='ignore')
 

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from bevfusion_enhanced.engine import RichProgressHook, progress_hook
+from bevfusion_enhanced.engine import progress_hook
+from bevfusion_enhanced.engine.progress_hook import RichProgressHook
 
 
 class Screen(Progress):

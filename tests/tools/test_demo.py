@@ -36,21 +36,6 @@ def data_root(demo, tmp_path) -> Path:
 # ---- folders
 
 
-def test_an_earlier_demo_is_moved_aside(demo, tmp_path):
-    work_dir = tmp_path / 'demo'
-    assert demo.move_aside(work_dir) is None
-    work_dir.mkdir()
-    assert demo.move_aside(work_dir) is None
-    contents = []
-    for text in ('first', 'second', 'third'):
-        work_dir.mkdir(exist_ok=True)
-        (work_dir / 'summary.json').write_text(text)
-        moved = demo.move_aside(work_dir)
-        assert not work_dir.exists() and moved.name.startswith('demo_2')
-        contents.append(moved / 'summary.json')
-    assert [path.read_text() for path in contents] == ['first', 'second', 'third']
-
-
 def test_a_complete_dataset_needs_no_step(demo, data_root):
     assert demo.data_steps(data_root, workers=2) == []
 
@@ -80,8 +65,9 @@ def test_a_missing_dataset_is_generated(demo, tmp_path):
 def test_newest_checkpoint_is_the_one_of_the_last_epoch(demo, tmp_path):
     with pytest.raises(CheckpointError, match='epoch_N.pth'):
         demo.newest_checkpoint(tmp_path)
+    (tmp_path / 'checkpoints').mkdir()
     for name in ('epoch_9.pth', 'epoch_10.pth', 'epoch_best.pth', 'epoch_11.pth.tmp'):
-        (tmp_path / name).touch()
+        (tmp_path / 'checkpoints' / name).touch()
     assert demo.newest_checkpoint(tmp_path).name == 'epoch_10.pth'
 
 
@@ -98,18 +84,19 @@ def test_commands_of_the_two_phases(demo, repo):
     first = demo.train_step('phase3', work_dir, ())
     assert first.command == ('tools/train.py', 'configs/mini/phase3_enhanced_seg.py',
                              '--work-dir', 'work_dirs/demo/phase3')
-    second = demo.train_step('phase4a', work_dir, (), load_from=work_dir / 'phase3' / 'epoch_5.pth')
+    checkpoint = work_dir / 'phase3' / 'checkpoints' / 'epoch_5.pth'
+    second = demo.train_step('phase4a', work_dir, (), load_from=checkpoint)
     assert second.command == ('tools/train.py', 'configs/mini/phase4a_task_gca.py',
-                              '--load-from', 'work_dirs/demo/phase3/epoch_5.pth',
+                              '--load-from', 'work_dirs/demo/phase3/checkpoints/epoch_5.pth',
                               '--work-dir', 'work_dirs/demo/phase4a')
 
 
 def test_evaluation_uses_the_last_checkpoint(demo, tmp_path):
-    (tmp_path / 'phase4a').mkdir()
-    (tmp_path / 'phase4a' / 'epoch_5.pth').touch()
+    (tmp_path / 'phase4a' / 'checkpoints').mkdir(parents=True)
+    (tmp_path / 'phase4a' / 'checkpoints' / 'epoch_5.pth').touch()
     step = demo.evaluate_step('phase4a', tmp_path, ('--cfg-options', 'a=1'), tmp_path / 'pictures')
     assert step.command == ('tools/test.py', 'configs/mini/phase4a_task_gca.py',
-                            f'{tmp_path}/phase4a/epoch_5.pth', '--work-dir',
+                            f'{tmp_path}/phase4a/checkpoints/epoch_5.pth', '--work-dir',
                             f'{tmp_path}/phase4a/test', '--show-dir', f'{tmp_path}/pictures',
                             '--cfg-options', 'a=1')
 
@@ -177,7 +164,7 @@ STAND_INS = {
     'create_data': """
         for name in INFOS: (Path(option('--root-path')) / name).touch()""",
     'train': """
-        work_dir = Path(option('--work-dir')); work_dir.mkdir(parents=True)
+        work_dir = Path(option('--work-dir')) / 'checkpoints'; work_dir.mkdir(parents=True)
         (work_dir / 'epoch_4.pth').touch(); (work_dir / 'epoch_5.pth').touch()""",
     'test': """
         folder = Path(option('--work-dir')) / '20250101_000000'; folder.mkdir(parents=True)
@@ -212,12 +199,14 @@ def test_the_whole_order(demo, small_repo):
     for _ in range(2):
         demo.run_demo(data_root=demo.DATA_ROOT, work_dir=work_dir, workers=2,
                       console=Console(file=stream, width=80))
+    first, second = (f'work_dirs/demo/{phase}/checkpoints/epoch_5.pth'
+                     for phase in ('phase3', 'phase4a'))
     runs = ['tools/train.py configs/mini/phase3_enhanced_seg.py --work-dir work_dirs/demo/phase3',
-            'tools/train.py configs/mini/phase4a_task_gca.py --load-from '
-            'work_dirs/demo/phase3/epoch_5.pth --work-dir work_dirs/demo/phase4a',
-            'tools/test.py configs/mini/phase3_enhanced_seg.py work_dirs/demo/phase3/epoch_5.pth '
+            f'tools/train.py configs/mini/phase4a_task_gca.py --load-from {first} '
+            '--work-dir work_dirs/demo/phase4a',
+            f'tools/test.py configs/mini/phase3_enhanced_seg.py {first} '
             '--work-dir work_dirs/demo/phase3/test',
-            'tools/test.py configs/mini/phase4a_task_gca.py work_dirs/demo/phase4a/epoch_5.pth '
+            f'tools/test.py configs/mini/phase4a_task_gca.py {second} '
             '--work-dir work_dirs/demo/phase4a/test --show-dir work_dirs/demo/pictures']
     assert (small_repo / 'calls.txt').read_text().splitlines() == [
         'tools/create_synthetic_nuscenes.py --out data/synthetic --workers 2',

@@ -45,7 +45,7 @@ def test_metrics_are_written_and_printed(folder, main, capsys):
 
 def test_results_stay_out_of_the_folder_of_the_training(folder, main):
     assert main(['configs/mini/toy.py', 'a.pth']) == 0
-    assert list(folder.glob('work_dirs/mini/toy/test/*/metrics.json'))
+    assert list(folder.glob('work_dirs/mini/toy/default/test/*/metrics.json'))
 
 
 @pytest.mark.parametrize('options, says', [

@@ -28,6 +28,7 @@ from .checkpoint_contents import (
     shallow_copy,
     weights_and_meta,
 )
+from .config import checkpoint_folder
 from .run_folder import require_writable
 
 _KEPT = 'kept_checkpoints'  # in the message hub: names of this run's files, oldest first
@@ -379,10 +380,9 @@ class SafeCheckpointHook(CheckpointHook):
     # Names and entries.
 
     def checkpoint_folder(self, runner: Runner) -> str:
-        """Where this run's checkpoints go."""
-        if self._root is None or self._root == runner.work_dir:
-            return runner.work_dir
-        return str(Path(self._root, Path(runner.work_dir).name))
+        """Where this run's checkpoints go: as MMEngine has it, or in a folder within the run's."""
+        return str(checkpoint_folder(dict(
+            work_dir=runner.work_dir, default_hooks=dict(checkpoint=dict(out_dir=self._root)))))
 
     def _names_in(self, info: Dict[str, Any]) -> List[str]:
         """Names of a resumed run's files; MMEngine notes their steps alone."""

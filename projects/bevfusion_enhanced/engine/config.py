@@ -1,11 +1,12 @@
 """Reading a config, overriding it from the command line, and the folder that its run lives in."""
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 from mmengine.config import Config, DictAction
 
 from ..errors import ConfigError
+from ..experiments.run_files import RunFiles
 
 _CONFIGS = 'configs'
 DEFAULT_SEED = 0
@@ -65,16 +66,6 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
                               f'({" ".join(str(error).split())})') from error
 
 
-def default_work_dir(config_path: str) -> str:
-    """`work_dirs/` and the config's path below `configs/`: no two configs share a folder."""
-    path = Path(config_path).absolute().with_suffix('')
-    parts = path.parts
-    if _CONFIGS in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index(_CONFIGS)
-        return str(Path('work_dirs', *parts[last + 1:]))
-    return str(Path('work_dirs', path.name))
-
-
 def use_checkpoint_hook(config: Config) -> None:
     """Put `PartialLoadCheckpointHook` where a config has MMEngine's CheckpointHook or none."""
     hooks = _section(config, 'default_hooks')
@@ -83,6 +74,25 @@ def use_checkpoint_hook(config: Config) -> None:
         hooks['checkpoint'] = dict(type='PartialLoadCheckpointHook', interval=1)
     elif hook.get('type') == 'CheckpointHook':
         hook['type'] = 'PartialLoadCheckpointHook'
+
+
+def use_run_files(config: Config, *, load_from: Sequence[str] = ()) -> None:
+    """Checkpoints in a folder of their own within the run's, and a record of what the run does."""
+    hooks = _section(config, 'default_hooks')
+    if hooks['checkpoint'].get('out_dir') is None:
+        hooks['checkpoint']['out_dir'] = str(RunFiles(Path(config.work_dir)).checkpoints)
+    hooks['run_record'] = dict(type='RunRecordHook', load_from=list(load_from))
+
+
+def checkpoint_folder(config: Mapping[str, Any]) -> Path:
+    """Where the checkpoints of a training go: as MMEngine has it, or a folder within the run's."""
+    hook = (config.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir, out_dir = Path(config['work_dir']), hook.get('out_dir')
+    if out_dir is None or Path(out_dir) == work_dir:
+        return work_dir
+    if Path(out_dir).absolute().is_relative_to(work_dir.absolute()):
+        return Path(out_dir)
+    return Path(out_dir, work_dir.name)
 
 
 def use_exact_resume(config: Config) -> None:

@@ -1,14 +1,21 @@
 """`tools/test.py` as a function: a config and a checkpoint, to metrics on disk and on screen."""
+import contextlib
 import json
 import math
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence
 
 from mmengine.config import Config
 
-from .config import default_work_dir, load_config
+from ..errors import ConfigError
+from ..experiments.run_files import RunFiles, run_folder
+from .config import load_config
 from .train import prepare
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,9 @@ class EvaluateOptions:
         work_dir: Where the results go; `test` in the training's default folder when left out.
         show_dir: Where pictures of a few samples go; none are drawn when left out.
         trust_checkpoint: Read the checkpoint with everything in it, code included.
+        tta: Test each sample under several views, see `tta.py`.
+        corrupt: What goes wrong in this test, 'NAME' or 'NAME=LEVEL' each, see `corruption.py`.
+        save_masks: Keep every sample's map with the results.
         overrides: `key=value` pairs for the config.
         launcher: How several processes were started, as MMEngine names it.
     """
@@ -30,12 +40,17 @@ class EvaluateOptions:
     work_dir: Optional[str] = None
     show_dir: Optional[str] = None
     trust_checkpoint: bool = False
+    tta: bool = False
+    corrupt: Sequence[str] = ()
+    save_masks: bool = False
     overrides: Sequence[str] = ()
     launcher: str = 'none'
 
 
 def evaluate(options: EvaluateOptions) -> Dict[str, Any]:
     """Evaluate a checkpoint; write `<work_dir>/<timestamp>/metrics.json` and print the tables.
+
+    The predictions' results are kept beside it, in `results/`, for `eval_saved.py`.
 
     Returns:
         All metrics, fractions of one.
@@ -54,7 +69,9 @@ def evaluate(options: EvaluateOptions) -> Dict[str, Any]:
     if options.trust_checkpoint:
         trust_named_checkpoints(config)
     check_config(config, mode='test')
+    change_test(config, options)
     runner = Runner.from_cfg(config)
+    keep_results(runner, options)
     metrics = runner.test()
     if is_main_process():
         path = write_metrics(metrics, Path(runner.log_dir) / 'metrics.json')
@@ -70,14 +87,58 @@ def resolve(options: EvaluateOptions) -> Config:
         ConfigError: The config is missing or unreadable.
     """
     config = load_config(options.config, options.overrides)
-    folder = options.work_dir or str(
-        Path(config.get('work_dir') or default_work_dir(options.config)) / 'test')
-    prepare(config, options.config, work_dir=folder, launcher=options.launcher)
+    config.work_dir = options.work_dir or str(
+        Path(config.get('work_dir') or run_of(options.checkpoint, options.config)) / 'test')
+    prepare(config, launcher=options.launcher)
     config.load_from, config.resume = options.checkpoint, False
     if options.show_dir:
         hook = dict(type='BEVFusionVisualizationHook', out_dir=options.show_dir)
         config.custom_hooks = [*config.get('custom_hooks', []), hook]
     return config
+
+
+def run_of(checkpoint: str, config: str) -> Path:
+    """The folder of the run that wrote a checkpoint; where it is in none, the config's own."""
+    files = RunFiles(Path(checkpoint).parent.parent)
+    return files.folder if files.is_run else run_folder(config)
+
+
+def change_test(config: Config, options: EvaluateOptions) -> None:
+    """Put what the command line asks of a test into its checked config, in place.
+
+    Raises:
+        ConfigError: It does not fit the config.
+    """
+    from .corruption import use_corruptions
+    from .tta import use_tta
+    if options.tta:
+        if options.show_dir:
+            raise ConfigError('--show-dir draws what a single pass saw; leave it out, or --tta')
+        use_tta(config)
+    use_corruptions(config, options.corrupt)
+
+
+def keep_results(runner: 'Runner', options: EvaluateOptions) -> None:
+    """Let the metrics keep their results in the run's folder, with how they came about."""
+    from ..evaluation import BEVMapIoUMetric
+    from ..evaluation.once_per_sample import OncePerSampleMetric
+    conditions = dict(config=options.config, checkpoint=options.checkpoint, tta=options.tta,
+                      corrupt=list(options.corrupt), overrides=list(options.overrides),
+                      software=software_versions())
+    for metric in runner.test_loop.evaluator.metrics:
+        if isinstance(metric, OncePerSampleMetric):
+            metric.save_to(Path(runner.log_dir) / 'results', conditions)
+        if options.save_masks and isinstance(metric, BEVMapIoUMetric):
+            metric.save_masks = True
+
+
+def software_versions() -> Dict[str, str]:
+    """Of the packages that scores may depend on; those that are not installed are left out."""
+    found = {}
+    for name in ('bevfusion_enhanced', 'torch', 'mmdet3d', 'nuscenes-devkit', 'numpy', 'shapely'):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write_metrics(metrics: Mapping[str, Any], path: Path) -> Path:

@@ -13,6 +13,8 @@ from ..checkpoints.storage import read_checkpoint
 from ..checkpoints.trust import trust_files
 from ..datasets.vocabulary import DETECTION_CLASSES, MAP_LAYERS
 from ..errors import CheckpointError, ConfigError, DataError
+from .config import checkpoint_folder
+from .preflight_data import check_steps, flatten, hook_types
 from .run_folder import list_checkpoints, refuse_used_folder, require_writable
 
 _LOADERS = {'train': ('train_dataloader', 'val_dataloader'), 'test': ('test_dataloader',)}
@@ -43,6 +45,8 @@ def check_config(config: Mapping[str, Any], *, mode: str) -> None:
             raise ConfigError(f'the config has no {name}=dict(...), which {mode}ing needs')
         for where, dataset in leaf_datasets(loader.get('dataset') or {}, f'{name}.dataset'):
             check_dataset(dataset, config['model'], where=where, training=name.startswith('train'))
+            check_steps(dataset.get('pipeline') or (), metainfo=dataset.get('metainfo') or {},
+                        hooks=hook_types(config), where=where)
     check_checkpoints(config, mode=mode)
 
 
@@ -164,7 +168,7 @@ def check_pipeline(pipeline: Sequence[Mapping[str, Any]], model: Mapping[str, An
     Raises:
         ConfigError: It does not.
     """
-    loads = [str(step.get('type')) for step in _flatten(pipeline)]
+    loads = [str(step.get('type')) for step in flatten(pipeline)]
     loads = [name for name in loads if 'Load' in name]
     encoders, heads = _section(model, 'encoders'), _section(model, 'heads')
     needs = [('Image', encoders.get('camera'), 'model.encoders.camera', 'LoadMultiViewImages'),
@@ -196,11 +200,12 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
     if mode != 'train':
         return
     require_writable(config['work_dir'])
+    folder = checkpoint_folder(config)
     if not config.get('resume'):
-        refuse_used_folder(config['work_dir'])
-    elif not sources and not list_checkpoints(config['work_dir']):
-        raise CheckpointError(f'--resume: work dir {config["work_dir"]} holds no checkpoint; leave '
-                              '--resume out to start, or name a file')
+        refuse_used_folder(folder)
+    elif not sources and not list_checkpoints(folder):
+        raise CheckpointError(f'--resume: {folder} holds no checkpoint; leave --resume out to '
+                              'start, or name a file')
 
 
 def named_checkpoints(config: Mapping[str, Any]) -> List[str]:
@@ -217,7 +222,7 @@ def trust_named_checkpoints(config: Mapping[str, Any]) -> None:
     paths = named_checkpoints(config)
     paths += [path for _, path in pretrained_paths(config['model'], 'model')]
     if config.get('resume'):
-        folders = [path for path in paths if Path(path).is_dir()] or [config['work_dir']]
+        folders = [path for path in paths if Path(path).is_dir()] or [checkpoint_folder(config)]
         paths += [str(path) for folder in folders for path in list_checkpoints(folder)]
     trust_files(path for path in paths if not path.startswith(_URL))
 
@@ -238,13 +243,3 @@ def _section(model: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A dictionary within the model's config; empty for a model that has no such dictionary."""
     value = model.get(name)
     return value if isinstance(value, Mapping) else {}
-
-
-def _flatten(pipeline: Sequence[Mapping[str, Any]]) -> List[Mapping[str, Any]]:
-    """The steps of a pipeline, with those inside wrappers such as `RandomApply`."""
-    steps: List[Mapping[str, Any]] = []
-    for step in pipeline:
-        steps.append(step)
-        if isinstance(step.get('transforms'), Sequence):
-            steps += _flatten([inner for inner in step['transforms'] if isinstance(inner, Mapping)])
-    return steps

@@ -1,19 +1,25 @@
 """`tools/train.py` as a function: from a config and options to a trained model."""
+import datetime
 import os
 from dataclasses import dataclass
 from typing import List, Optional, Sequence
 
 from mmengine.config import Config
 
+from ..checkpoints.config_difference import differences
 from ..checkpoints.source_classes import parse_source_classes
 from ..errors import ConfigError
+from ..experiments import tags
+from ..experiments.run_files import run_folder
+from ..experiments.start import BEGIN, GO_ON, NOTHING
 from .config import (
-    default_work_dir,
     load_config,
     make_deterministic,
     use_checkpoint_hook,
     use_exact_resume,
+    use_run_files,
 )
+from .settings import Settings, apply_settings
 
 AUTOMATIC = 'auto'
 
@@ -24,49 +30,83 @@ class TrainOptions:
 
     Attributes:
         config: Path of the config file.
-        work_dir: The run's folder; from the config, or its path, when left out.
+        work_dir: The run's folder; from the config, or its path and `extra_tag`, when left out.
+        extra_tag: Tells runs of one config apart; 'auto' for the date and what differs.
         load_from: Checkpoints to take weights from, in order of preference; 'MODULE=FILE' assigns
             one to a module.
         source_classes: 'LIST=NAME,NAME,...': classes of those checkpoints, where they do not say.
-        resume: A checkpoint to go on from, `AUTOMATIC` for the newest of this run, or None.
-        fresh_schedule: Resume with the schedule of the config, started anew.
+        resume: A checkpoint to go on from, `AUTOMATIC` for the newest of this run. None goes on
+            with the run that the folder holds, or begins one.
+        restart: Move the run that the folder holds aside, and begin again.
+        fresh_schedule: Go on with the schedule of the config, started anew.
         trust_checkpoint: Read the checkpoints that are named with everything in them, code
             included.
         deterministic: Let two trainings on one machine be the same, bit for bit.
         amp: Train with automatic mixed precision.
+        settings: Batch size, epochs and the like.
         overrides: `key=value` pairs for the config.
         launcher: How several processes were started, as MMEngine names it.
     """
 
     config: str
     work_dir: Optional[str] = None
+    extra_tag: str = tags.DEFAULT
     load_from: Sequence[str] = ()
     source_classes: Sequence[str] = ()
     resume: Optional[str] = None
+    restart: bool = False
     fresh_schedule: bool = False
     trust_checkpoint: bool = False
     deterministic: bool = False
     amp: bool = False
+    settings: Settings = Settings()
     overrides: Sequence[str] = ()
     launcher: str = 'none'
 
 
 def train(options: TrainOptions) -> None:
-    """Check the config, then train.
+    """Check the config, then begin, or go on with what its folder holds.
 
     Raises:
         UserError: Something asked for is missing or wrong; nothing has been written by then.
     """
     config = resolve(options)
-    from mmengine.runner import Runner
-
+    join_processes(config)
+    use_run_files(config, load_from=options.load_from)
     from .. import compat
     from .preflight import check_config, trust_named_checkpoints
+    from .run_start import decide_start, once_for_all
     compat.apply()
+    start = once_for_all(lambda: decide_start(
+        config, load_from=options.load_from, resume=options.resume is not None,
+        checkpoint=None if options.resume == AUTOMATIC else options.resume,
+        restart=options.restart))
+    if start.kind == NOTHING:
+        _say(start.notes)
+        return
+    if options.fresh_schedule and start.kind == BEGIN:
+        raise ConfigError('--fresh-schedule: only a run that is gone on with has an old schedule; '
+                          'leave it out')
+    start_from(config, options, going_on=start.kind == GO_ON)
     if options.trust_checkpoint:
         trust_named_checkpoints(config)
     check_config(config, mode='train')
-    Runner.from_cfg(config).train()
+    _say(start.notes)
+    run(config)
+
+
+def run(config: Config) -> None:
+    """Train; how it ended is in the run's folder, whatever happens."""
+    from .experiment_runner import ExperimentRunner
+    from .run_record_hook import RunRecordHook
+    runner = ExperimentRunner.from_cfg(config)
+    records = [hook for hook in runner.hooks if isinstance(hook, RunRecordHook)]
+    try:
+        runner.train()
+    except BaseException as error:
+        for record in records:
+            record.ended(runner, error)
+        raise
 
 
 def resolve(options: TrainOptions) -> Config:
@@ -79,8 +119,12 @@ def resolve(options: TrainOptions) -> Config:
         raise ConfigError('--load-from starts a new run and --resume goes on with one; give one of '
                           'the two')
     config = load_config(options.config, options.overrides)
-    prepare(config, options.config, work_dir=options.work_dir, launcher=options.launcher)
-    start_from(config, options)
+    file = load_config(options.config, import_modules=False)
+    apply_settings(config, options.settings)
+    config.work_dir = options.work_dir or config.get('work_dir') or str(run_folder(
+        options.config, tag=choose_tag(options.extra_tag, file, config)))
+    prepare(config, launcher=options.launcher)
+    start_from(config, options, going_on=options.resume is not None)
     if options.deterministic:
         make_deterministic(config)
     if options.amp:
@@ -88,41 +132,58 @@ def resolve(options: TrainOptions) -> Config:
     return config
 
 
-def start_from(config: Config, options: TrainOptions) -> None:
+def choose_tag(tag: str, file: Config, config: Config) -> str:
+    """The tag given, or the date and what the command line changed in the config file.
+
+    Raises:
+        ConfigError: It cannot name a folder.
+    """
+    if tag != tags.AUTOMATIC:
+        return tags.check_tag(tag)
+    changed = [(item.key, item.new) for item in differences(file, config)]
+    return tags.automatic_tag(changed, now=datetime.datetime.now())
+
+
+def start_from(config: Config, options: TrainOptions, *, going_on: bool) -> None:
     """Put where a training starts from into the config, in place.
 
     Raises:
-        ConfigError: An option has no use without another one.
+        ConfigError: An option has no use in this start.
     """
     hook = config.default_hooks.checkpoint
-    if options.load_from:
+    if going_on:
+        config.resume = True
+        config.load_from = None if options.resume in (None, AUTOMATIC) else options.resume
+    elif options.load_from:
         sources: List[str] = list(options.load_from)
         config.load_from = sources[0] if len(sources) == 1 else sources
         config.resume = False
-    elif options.resume:
-        config.resume = True
-        config.load_from = None if options.resume == AUTOMATIC else options.resume
     if options.fresh_schedule:
-        if not config.get('resume'):
-            raise ConfigError('--fresh-schedule: only a run that is resumed has an old schedule; '
-                              'add --resume, or leave it out')
         hook['resume_schedule'] = False
     if options.source_classes:
-        if config.get('resume') or not config.get('load_from'):
+        if not options.load_from and not config.get('load_from'):
             raise ConfigError('--source-classes: says what --load-from loads; add that, or leave '
                               'it out')
         hook['source_classes'] = parse_source_classes(options.source_classes)
 
 
-def prepare(config: Config, path: str, *, work_dir: Optional[str], launcher: str) -> None:
-    """What training and testing share: the run's folder, our checkpoint hook, the processes."""
-    import torch
-    config.work_dir = work_dir or config.get('work_dir') or default_work_dir(path)
+def prepare(config: Config, *, launcher: str) -> None:
+    """What training and testing share: our checkpoint hook, loop and signals; the processes."""
     config.launcher = launcher
     use_checkpoint_hook(config)
     use_exact_resume(config)
-    if launcher != 'none' and not torch.cuda.is_available():
-        use_cpu_processes(config, launcher)
+    if launcher != 'none':
+        import torch
+        if not torch.cuda.is_available():
+            use_cpu_processes(config, launcher)
+
+
+def join_processes(config: Config) -> None:
+    """Meet the other processes of this training, where there are some."""
+    if config.launcher != 'none':
+        from mmengine.dist import init_dist, is_distributed
+        if not is_distributed():
+            init_dist(config.launcher, **(config.get('env_cfg') or {}).get('dist_cfg', {}))
 
 
 def use_cpu_processes(config: Config, launcher: str) -> None:
@@ -163,3 +224,10 @@ def enable_amp(config: Config) -> None:
 def set_local_rank(local_rank: int) -> None:
     """Tell MMEngine which GPU this process drives, unless the launcher did."""
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
+
+
+def _say(notes: Sequence[str]) -> None:
+    from mmengine.dist import is_main_process
+    if is_main_process():
+        for note in notes:
+            print(note)

@@ -14,7 +14,7 @@ from typing import Any, Iterator, Tuple
 
 from filelock import FileLock, Timeout
 
-from ..checkpoints.storage import write_bytes
+from ..checkpoints.durable import replace_bytes
 from ..errors import ConfigError
 from .run_files import RunFiles
 
@@ -57,9 +57,13 @@ def starting(*, max_epochs: int) -> Status:
 
 
 def write_status(files: RunFiles, status: Status) -> Status:
-    """Replace `status.json` in one step; returns what was written, with its time."""
+    """Replace `status.json` in one step; returns what was written, with its time.
+
+    Raises:
+        OSError: It cannot be written; what was there before is untouched.
+    """
     status = replace(status, updated=_now())
-    write_bytes((json.dumps(asdict(status), indent=2) + '\n').encode(), files.status)
+    replace_bytes((json.dumps(asdict(status), indent=2) + '\n').encode(), files.status)
     return status
 
 
