@@ -31,6 +31,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='LiDAR sweeps listed for a key frame at most (default: %(default)s)')
     parser.add_argument('--skip-incomplete-scenes', action='store_true',
                         help='leave out scenes with missing sensor files instead of stopping')
+    parser.add_argument('--splits', metavar='FILE',
+                        help='scenes of the splits, {"train": [names], "val": [names]}, in place '
+                        "of the version's own; such as tools/make_disjoint_split.py writes")
     parser.add_argument('--gt-database', action='store_true',
                         help=f'also write the GT database of the split {SPLIT}: '
                         f'<prefix>_dbinfos_{SPLIT}.pkl and <prefix>_gt_database/')
@@ -64,7 +67,7 @@ def create(args: argparse.Namespace) -> None:
     written = create_infos(
         root_path=args.root_path, version=args.version, out_dir=args.out_dir,
         info_prefix=args.info_prefix, max_sweeps=args.max_sweeps, workers=args.workers,
-        skip_incomplete_scenes=args.skip_incomplete_scenes)
+        skip_incomplete_scenes=args.skip_incomplete_scenes, splits_file=args.splits)
     for split, infos in written.items():
         print(f'{split}: {infos.samples} key frames of {infos.scenes} scenes -> {infos.path}')
     if args.gt_database:

@@ -42,7 +42,8 @@ class SplitInfos(NamedTuple):
 def create_infos(*, root_path: Union[str, Path], version: str,
                  out_dir: Optional[Union[str, Path]] = None, info_prefix: str = 'nuscenes',
                  max_sweeps: int = MAX_SWEEPS, workers: int = 1,
-                 skip_incomplete_scenes: bool = False) -> Dict[str, SplitInfos]:
+                 skip_incomplete_scenes: bool = False,
+                 splits_file: Optional[Union[str, Path]] = None) -> Dict[str, SplitInfos]:
     """Write `<info_prefix>_infos_<split>.pkl` for each split of a version.
 
     Scenes of no split are left out; a split without scenes gives an info file without samples.
@@ -57,6 +58,7 @@ def create_infos(*, root_path: Union[str, Path], version: str,
         workers: Number of processes.
         skip_incomplete_scenes: Leave out scenes with missing sensor files, as of a partial
             download.
+        splits_file: Splits in place of the version's own, in the form of `splits.json`.
 
     Returns:
         What was written, by split.
@@ -70,7 +72,7 @@ def create_infos(*, root_path: Union[str, Path], version: str,
                           '0')
     root = Path(root_path)
     database = open_database(root, version)
-    splits = read_splits(root, version)
+    splits = read_splits(root, version, splits_file)
     wanted = {name for names in splits.values() for name in names}
     scenes = [scene for scene in database.scene if scene['name'] in wanted]
     if not scenes:
@@ -118,17 +120,22 @@ def open_database(root: Path, version: str) -> NuScenes:
                         f'{" ".join(str(error).split())}') from None
 
 
-def read_splits(root: Path, version: str) -> Dict[str, Sequence[str]]:
-    """Scene names by split.
+def read_splits(root: Path, version: str,
+                splits_file: Optional[Union[str, Path]] = None) -> Dict[str, Sequence[str]]:
+    """Scene names by split: of a file, or the version's own.
 
     Raises:
-        ConfigError: The version has no official splits and no splits.json.
-        DataError: The splits.json is broken.
+        ConfigError: The file is not there, or the version has no official splits and no
+            splits.json.
+        DataError: The file is broken.
     """
-    if version in OFFICIAL_SPLITS:
+    if splits_file is not None and not Path(splits_file).is_file():
+        raise ConfigError(f'splits file {splits_file} does not exist; write one with '
+                          'tools/make_disjoint_split.py')
+    if version in OFFICIAL_SPLITS and splits_file is None:
         scenes = create_splits_scenes()
         return {split: scenes[name] for split, name in OFFICIAL_SPLITS[version].items()}
-    path = root / version / 'splits.json'
+    path = Path(splits_file or root / version / 'splits.json')
     if not path.is_file():
         raise ConfigError(f'version {version!r} has no official splits (these have: '
                           f'{list(OFFICIAL_SPLITS)}); write yours to {path}: '
