@@ -2,11 +2,13 @@
 import atexit
 import logging
 import os
+import sys
 import threading
 import weakref
 from typing import Callable, Optional
 
 Job = Callable[[], None]
+_NICE = 10
 
 _writers: 'weakref.WeakSet[BackgroundWriter]' = weakref.WeakSet()
 
@@ -59,12 +61,23 @@ class BackgroundWriter:
 
     def _run(self, job: Job) -> None:
         try:
+            if threading.current_thread() is self._thread:
+                _yield_to_training()
             job()
         except Exception as error:  # whatever it is, it belongs to whoever submitted the job
             self._error = error
 
     def _is_here(self) -> bool:
         return self._process == os.getpid()
+
+
+def _yield_to_training() -> None:
+    """Let this thread have what the cores leave over; on Linux a thread has a rank of its own."""
+    if sys.platform == 'linux':
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        except OSError:
+            pass  # slower training for the time of a write, nothing worse
 
 
 def _log_what_is_left() -> None:
