@@ -10,18 +10,18 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
-from torch import nn
 
 from ..checkpoints.config_text import parse_config_text
 from ..checkpoints.explain import explain_change
 from ..checkpoints.folder import newest_first
 from ..checkpoints.storage import read_checkpoint
 from ..errors import CheckpointError, ConfigError, TrainingError
-from ..monitoring import statistics
 from ..monitoring.diagnosis import Finding, check_thresholds, diagnose
+from ..monitoring.epoch import EpochMeters, default_warn_norm, rates_by_label
 from ..monitoring.metrics_log import MetricsLog
-from ..monitoring.predictions import PredictionMeter, add_counts, named
+from ..monitoring.predictions import PredictionMeter, add_counts
 from ..monitoring.record import Record, write_record
+from ..monitoring.statistics import compare_with_previous
 from ..monitoring.step_watch import StepReading, StepWatch, group_labels
 from ..monitoring.weights import BufferGuard, statistics_of, weight_changes
 
@@ -116,11 +116,8 @@ class HealthHook(Hook):
         self._watch = StepWatch(
             self._model, runner.optim_wrapper, agree=_agree if get_world_size() > 1 else None,
             on_step=lambda reading: self._after_step(runner, reading))
-        self._losses, self._cosines = statistics.LossMeter(), statistics.CosineMeter()
-        self._gradients = statistics.GradientMeter(self._watch.modules)
-        self._ratios = statistics.RatioMeter(self._watch.ratio_names)
-        self._rates = statistics.RateMeter()
-        self._counts: Dict[str, Any] = {}
+        self._meters = EpochMeters(modules=self._watch.modules,
+                                   ratio_names=self._watch.ratio_names)
         self._tokens: List[List[str]] = []
         self._buffers = BufferGuard(self._model)
         self._predictions = PredictionMeter(
@@ -140,13 +137,7 @@ class HealthHook(Hook):
         self._resumed = True
         self._history, self._events = list(state['history']), list(state['events'])
         self._bad_row = state['bad_row']
-        self._gradients.load(state['gradients'])
-        self._ratios.load(state['ratios'], self._device)
-        self._rates.rates = {name: list(row) for name, row in state['rates'].items()}
-        self._cosines.load(state['cosines'])
-        if is_main_process():  # sums of this process alone; the others begin at nothing
-            self._losses.load(state['losses'], self._device)
-            self._counts = state['counts']
+        self._meters.load(state['meters'], self._device, first=is_main_process())
         changes = weight_changes(state['weights'], self._weights,
                                  same=state['iteration'] == runner.iter)
         self._loaded_changes = len(changes)
@@ -171,20 +162,19 @@ class HealthHook(Hook):
         """Take the reading of an update; called between the backward pass and `zero_grad`."""
         tokens, self._tokens = self._tokens, []
         if reading.overflow:
-            self._gradients.overflow += 1
+            self._meters.gradients.overflow += 1
         elif reading.skipped:
             self._after_bad_step(runner, reading, tokens)
         else:
             self._bad_row = 0
-            self._gradients.add(runner.iter + 1, reading.total, reading.by_module, reading.factor)
-            if reading.ratios is not None:
-                self._ratios.add(reading.ratios)
+            self._meters.add_step(runner.iter + 1, reading)
 
     def _after_bad_step(self, runner: Runner, reading: StepReading,
                         tokens: Sequence[Sequence[str]]) -> None:
         self._bad_row += 1
-        self._gradients.nonfinite += 1
-        self._gradients.longest_row = max(self._gradients.longest_row, self._bad_row)
+        gradients = self._meters.gradients
+        gradients.nonfinite += 1
+        gradients.longest_row = max(gradients.longest_row, self._bad_row)
         guilty = [sample for sample, finite in zip(tokens, reading.loss_finite) if not finite]
         suspects = _everywhere(guilty)
         if not any(suspects):  # the losses were finite: it may be any of them
@@ -207,12 +197,11 @@ class HealthHook(Hook):
             TrainingError: Too many steps in a row were not finite.
         """
         iteration = runner.iter + 1
-        self._losses.add(iteration, outputs or {})
-        self._cosines.add(outputs or {})
+        self._meters.add_logged(iteration, outputs or {})
         if self._stop:
             self._give_up(runner)
         if batch_idx == 0 or iteration % self._interval == 0:
-            self._rates.add(self._learning_rates(runner))
+            self._meters.rates.add(self._learning_rates(runner))
         if iteration % self._interval == 0:
             self._write_line(runner, iteration, list(outputs or {}))
             if self._bad_row == 0 and self._buffers.finite():
@@ -220,8 +209,10 @@ class HealthHook(Hook):
 
     def _write_line(self, runner: Runner, iteration: int, names: Sequence[str]) -> None:
         hub = runner.message_hub
-        gradients = {f'gradients/{name}': norm for name, norm in self._gradients.newest.items()}
-        rates = {f'learning_rate/{name}': row[1] for name, row in self._rates.rates.items()}
+        gradients = {f'gradients/{name}': norm
+                     for name, norm in self._meters.gradients.newest.items()}
+        rates = {f'learning_rate/{name}': rate
+                 for name, rate in self._learning_rates(runner).items()}
         losses = {name: hub.get_scalar(f'train/{name}').mean(self._interval) for name in names
                   if f'train/{name}' in hub.log_scalars}
         runner.visualizer.add_scalars({**gradients, **rates}, step=iteration)
@@ -232,11 +223,8 @@ class HealthHook(Hook):
     def _learning_rates(self, runner: Runner) -> Dict[str, float]:
         """The highest rate of each group's name."""
         groups = runner.optim_wrapper.optimizer.param_groups
-        named_parameters = {id(p): name for name, p in self._model.named_parameters()}
-        rates: Dict[str, float] = {}
-        for label, group in zip(group_labels(groups, named_parameters), groups):
-            rates[label] = max(rates.get(label, 0.0), float(group['lr']))
-        return rates
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        return rates_by_label(group_labels(groups, names), groups)
 
     # ---- the end of an epoch
 
@@ -244,15 +232,9 @@ class HealthHook(Hook):
         """Measure the epoch, diagnose, and rewrite the record."""
         measured = self._measure(runner)
         self._history.append(measured)
-        self._losses.reset()
-        self._cosines.reset()
-        self._gradients.reset()
-        self._ratios.reset()
-        self._rates.reset()
-        self._counts, self._resumed, self._loaded_changes = {}, False, 0
-        runner.visualizer.add_scalars(
-            {f'epoch/{name.replace(".", "/", 1)}': value for name, value in measured.items()},
-            step=runner.iter)
+        self._meters.reset()
+        self._resumed, self._loaded_changes = False, 0
+        runner.visualizer.add_scalars(_tags(measured), step=runner.iter)
         self._diagnose(runner)
         if is_main_process():
             self._log.write('epoch', epoch=int(measured['epoch']), iteration=runner.iter,
@@ -262,16 +244,7 @@ class HealthHook(Hook):
 
     def _measure(self, runner: Runner) -> Dict[str, float]:
         """Measurements of the epoch, of all processes together."""
-        self._collect_counts()
-        losses: Dict[str, List[float]] = {}
-        cosines: Dict[str, List[float]] = {}
-        counts: Dict[str, Any] = {}
-        for part in _everywhere(dict(losses=self._losses.partial(), counts=self._counts,
-                                     cosines=self._cosines.values())):
-            statistics.merge_into(losses, part['losses'])
-            add_counts(counts, part['counts'])
-            for pair, values in part['cosines'].items():
-                cosines.setdefault(pair, []).extend(values)
+        self._meters.add_class_counts(getattr(self._model, 'heads', {}))
         weights = statistics_of(self._model)
         changes = weight_changes(self._weights if self._history else {}, weights)
         self._weights = weights
@@ -279,35 +252,13 @@ class HealthHook(Hook):
                     'weights.changed': float(len(changes)),
                     'weights.nonfinite': float(sum(c.kind == 'not finite' for c in changes)),
                     'weights.changed_on_load': float(self._loaded_changes)}
-        measured.update(statistics.measure_losses(losses))
-        measured.update(self._gradients.measure(warn_norm=self._norm_to_warn_at(runner)))
-        measured.update(statistics.measure_cosines(cosines))
-        measured.update(self._rates.measure())
-        measured.update(self._ratios.measure())
-        measured.update(self._measure_counts(runner, counts))
-        measured.update(statistics.compare_with_previous(
+        clipping = getattr(runner.optim_wrapper, 'clip_grad_kwargs', None)
+        measured.update(self._meters.measure(
+            _everywhere(self._meters.part()), classes=self._class_names(runner),
+            warn_norm=self._warn_norm or default_warn_norm(clipping)))
+        measured.update(compare_with_previous(
             measured, self._history[-1] if self._history else None, resumed=self._resumed))
         return measured
-
-    def _norm_to_warn_at(self, runner: Runner) -> float:
-        if self._warn_norm is not None:
-            return self._warn_norm
-        clipping = getattr(runner.optim_wrapper, 'clip_grad_kwargs', None) or {}
-        return 2.0 * clipping['max_norm'] if 'max_norm' in clipping else 100.0
-
-    def _collect_counts(self) -> None:
-        """Take what the heads counted by class."""
-        heads: Mapping[str, nn.Module] = getattr(self._model, 'heads', {})
-        for task, head in heads.items():
-            if hasattr(head, 'take_class_counts'):
-                taken = {name: c.tolist() for name, c in head.take_class_counts().items()}
-                add_counts(self._counts, {task: taken})
-
-    def _measure_counts(self, runner: Runner, counts: Mapping[str, Any]) -> Dict[str, float]:
-        names = self._class_names(runner)
-        return {f'classes.{task}.{label}.{kind}': float(number)
-                for task, kinds in counts.items() for kind, numbers in kinds.items()
-                for label, number in zip(named(names.get(task), len(numbers)), numbers)}
 
     def _class_names(self, runner: Runner) -> Dict[str, Sequence[str]]:
         metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
@@ -329,7 +280,7 @@ class HealthHook(Hook):
         for part in _everywhere(self._predictions.take()):
             add_counts(counts, part)
         measured = self._predictions.measure(counts)
-        runner.visualizer.add_scalars(dict(measured), step=runner.iter)
+        runner.visualizer.add_scalars(_tags(measured), step=runner.iter)
         numbers = {name: float(value) for name, value in (metrics or {}).items()
                    if isinstance(value, (int, float))}
         measured.update({f'validation.metric.{name}': value for name, value in numbers.items()})
@@ -409,13 +360,11 @@ class HealthHook(Hook):
             'resumed_keys': {**hub['resumed_keys'], STATE: True}}
 
     def _state(self, checkpoint: Mapping[str, Any]) -> Dict[str, Any]:
-        self._collect_counts()
+        self._meters.add_class_counts(getattr(self._model, 'heads', {}))
         return copy.deepcopy(dict(
             iteration=(checkpoint.get('meta') or {}).get('iter', -1), history=self._history,
             events=self._events, bad_row=self._bad_row, weights=statistics_of(self._model),
-            losses=self._losses.state(), cosines=self._cosines.values(), counts=self._counts,
-            gradients=self._gradients.state(), ratios=self._ratios.state(),
-            rates=self._rates.rates))
+            meters=self._meters.state()))
 
     def after_train(self, runner: Runner) -> None:
         """Leave the optimizer wrapper as it was."""
@@ -428,6 +377,11 @@ def tokens_of(batch: Any) -> List[str]:
     samples = batch.get('data_samples') if isinstance(batch, Mapping) else None
     metainfos = [getattr(sample, 'metainfo', {}) for sample in samples or ()]
     return [str(info.get('token', info.get('sample_idx', '?'))) for info in metainfos]
+
+
+def _tags(measured: Mapping[str, float]) -> Dict[str, float]:
+    """Measurements under names that TensorBoard groups: `epoch/losses/total.mean`."""
+    return {f'epoch/{name.replace(".", "/", 1)}': value for name, value in measured.items()}
 
 
 def _due(iteration: int, interval: int) -> bool:

@@ -123,6 +123,9 @@ def _gradients(newest: Mapping[str, float]) -> str:
         f'- skipped as not finite: {_number(newest.get("steps.nonfinite"))}; overflows of the loss '
         f'scaler: {_number(newest.get("steps.overflow"))}']))
     updates = _grouped(newest, 'updates.', ('mean', 'max'))
+    updates = {name: row for name, row in updates.items()  # a group that is one module: once
+               if name.replace('group.', 'module.', 1) == name
+               or name.replace('group.', 'module.', 1) not in updates}
     if updates:
         parts.append('Size of a step over the size of the weights:\n\n' + _table(
             ['what', 'mean', 'max'], [[name.replace('.', ' ', 1), _number(row.get('mean')),

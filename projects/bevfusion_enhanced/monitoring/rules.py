@@ -244,7 +244,10 @@ RULES: Tuple[Rule, ...] = (
     Rule('never_predicted_in_validation',
          'class {item} is never predicted in validation',
          (Condition('validation.class.*', '<', 1),),
-         (Cause('it is too rare in training', (), ('validation.class.{item}',),
-                'weigh it more, or sample it more often (CBGSDataset)'),),
-         'Does its AP or IoU leave zero?'),
+         (Cause('it is not learnt yet: the training has only begun', (Condition('epoch', '<', 4),),
+                ('epoch', 'classes.{item}.truths'), 'train on'),
+          Cause('it is too rare in training', (Condition('classes.{item}.truths', '<', 100),),
+                ('classes.{item}.truths', 'validation.class.{item}'),
+                'weigh it more, or sample it more often (CBGSDataset)')),
+         'Do AP or IoU of {item} leave zero?'),
 )
