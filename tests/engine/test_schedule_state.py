@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bevfusion_enhanced.checkpoints import read_checkpoint, write_checkpoint
-from bevfusion_enhanced.errors import CheckpointError
+from bevfusion_enhanced.errors import CheckpointError, ConfigError
 
 FRESH = 'default_hooks.checkpoint.resume_schedule=False'
 WARM_UP = "dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)"
@@ -120,3 +120,34 @@ def test_groups_in_another_number_get_their_values(scheduled, log_of):
     for scheduler in runner.param_schedulers:
         assert scheduler.base_values == [group['initial_lr'] for group in
                                          runner.optim_wrapper.param_groups]
+
+
+MORE = 'default_hooks.checkpoint.more_epochs={}'
+
+
+@pytest.mark.parametrize('by_iteration', [True, False])
+def test_a_stretched_schedule_is_that_of_the_longer_run(scheduled, log_of, by_iteration):
+    cosine = "dict(type='CosineAnnealingLR', eta_min=1e-4, by_epoch=True, begin=0, T_max={0}, " \
+             f"end={{0}}, convert_to_iter_based={by_iteration})"
+    scheduled('whole', f'{WARM_UP}, {cosine.format(5)}', EPOCHS.format(5))
+    whole = rates(log_of('whole'))
+    scheduled('a', f'{WARM_UP}, {cosine.format(2)}', EPOCHS.format(2))
+    assert rates(log_of('a')) != whole[:4]
+    scheduled('a', f'{WARM_UP}, {cosine.format(5)}', EPOCHS.format(5), MORE.format('stretch'),
+              resume='auto')
+    assert rates(log_of('a'))[4:] == pytest.approx(whole[4:], rel=1e-4)
+    assert f'schedule: that of a run of 5 epochs, at epoch {2}' in log_of('a')
+
+
+def test_a_run_of_the_same_length_is_not_stretched(scheduled, log_of):
+    cosine = COSINE.format(end=', T_max=4, end=4')
+    scheduled('a', cosine, EPOCHS.format(4))
+    (Path('a') / 'epoch_4.pth').unlink()
+    (Path('a') / 'epoch_3.pth').unlink()
+    scheduled('a', cosine, EPOCHS.format(4), MORE.format('stretch'), resume='auto')
+    assert 'schedule: that of' not in log_of('a')
+
+
+def test_unknown_ways_of_going_on_longer_are_refused(run):
+    with pytest.raises(ConfigError, match='choose one of hold, stretch, restart'):
+        run('a', MORE.format('guess'))

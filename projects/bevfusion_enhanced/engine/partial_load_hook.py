@@ -12,7 +12,7 @@ from mmengine.runner.base_loop import BaseLoop
 from torch import nn
 
 from ..checkpoints import report as load_report
-from ..checkpoints.explain import safe_to_resume
+from ..checkpoints.explain import Change, safe_to_resume
 from ..checkpoints.fingerprint import META_KEY, class_lists_of
 from ..checkpoints.geometry import geometry_of
 from ..checkpoints.loading import LoadPlan, LoadSource, parse_sources, plan_load
@@ -35,8 +35,11 @@ from .resume_plan import (
     restart_record,
 )
 from .run_folder import refuse_overwriting, refuse_used_folder
+from .schedule_replay import stretch
 
 _LOAD, _RESUME, _TEST = 'load', 'resume', 'test'
+_CHECKPOINTS = 'hold'
+_MORE_EPOCHS = {_CHECKPOINTS: None, 'stretch': stretch, 'restart': schedule_state.restart}
 
 
 @HOOKS.register_module()
@@ -59,6 +62,9 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         resume_schedule: Whether a resumed run goes on with the checkpoint's schedule. Otherwise
             weights, moments and epoch are kept, and the schedule of the config starts from there:
             schedulers that end with the run span what is left of it, the others count from there.
+        more_epochs: What becomes of that schedule where the run is now to be of another length:
+            'hold' leaves it, 'stretch' takes the one of a run of that length, at the epoch that
+            was reached, 'restart' starts the config's anew as `resume_schedule=False` does.
         fresh_lr_mult: Rate of the fresh parameters after a load in part, as a multiple.
         freeze_reused_epochs: Epochs after a load in part during which what was reused stands
             still, running statistics of norms included.
@@ -75,10 +81,11 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
     """
 
     def __init__(self, *, on_architecture_change: str = 'load', resume_schedule: bool = True,
-                 fresh_lr_mult: float = 1., freeze_reused_epochs: int = 0,
-                 fresh_warmup_iters: int = 0, keep_optimizer_state: bool = False,
-                 source_classes: Optional[Mapping[str, Sequence[str]]] = None, interval: int = -1,
-                 by_epoch: bool = True, save_optimizer: bool = True,
+                 more_epochs: str = 'hold', fresh_lr_mult: float = 1.,
+                 freeze_reused_epochs: int = 0, fresh_warmup_iters: int = 0,
+                 keep_optimizer_state: bool = False,
+                 source_classes: Optional[Mapping[str, Sequence[str]]] = None,
+                 interval: int = -1, by_epoch: bool = True, save_optimizer: bool = True,
                  save_param_scheduler: bool = True, out_dir: Optional[str] = None,
                  max_keep_ckpts: int = -1, save_last: bool = True,
                  save_best: Union[str, List[str], None] = None,
@@ -88,6 +95,9 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         if on_architecture_change not in ('load', 'error'):
             raise ConfigError('PartialLoadCheckpointHook.on_architecture_change is '
                               f'{on_architecture_change!r}; choose load or error')
+        if more_epochs not in _MORE_EPOCHS:
+            raise ConfigError(f'PartialLoadCheckpointHook.more_epochs is {more_epochs!r}; choose '
+                              f'one of {", ".join(_MORE_EPOCHS)}')
         super().__init__(
             interval=interval, by_epoch=by_epoch, save_optimizer=save_optimizer,
             save_param_scheduler=save_param_scheduler, out_dir=out_dir,
@@ -96,6 +106,8 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             backend_args=backend_args)
         self.on_architecture_change = on_architecture_change
         self.resume_schedule = resume_schedule
+        self.more_epochs = more_epochs
+        self._schedule = _CHECKPOINTS
         self.keep_optimizer_state = keep_optimizer_state
         self.source_classes = dict(source_classes or {})
         self.fresh_options = FreshOptions(lr_mult=fresh_lr_mult, freeze_epochs=freeze_reused_epochs,
@@ -146,7 +158,9 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         require_resumable(checkpoint, source=path)
         if named or osp.realpath(osp.dirname(path)) != osp.realpath(folder):
             refuse_overwriting(folder, path)
-        notes = check_schedule(checkpoint, runner, source=path) if self.resume_schedule else ()
+        self._schedule = self._choose_schedule(changes)
+        notes = () if self._schedule == 'restart' else check_schedule(checkpoint, runner,
+                                                                      source=path)
         for change in (c for c in changes if c.key not in KEYS_OF_THE_START):
             runner.logger.info(f'changed since {path}: {change}')
         for note in notes:
@@ -154,6 +168,13 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         self._optimizer_changed = any(c.key.startswith('optim_wrapper') for c in changes)
         self._mode, self._sources = _RESUME, (LoadSource(path),)
         runner._load_from = path
+
+    def _choose_schedule(self, changes: Collection[Change]) -> str:
+        """One of `_MORE_EPOCHS`."""
+        if not self.resume_schedule:
+            return 'restart'
+        longer = any(change.key == 'train_cfg.max_epochs' for change in changes)
+        return self.more_epochs if longer else _CHECKPOINTS
 
     def _plan_for_another_architecture(self, runner: Runner, path: str, changes: str, *,
                                        explicit: bool) -> None:
@@ -218,15 +239,15 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         fresh = restart_record(checkpoint).get('fresh')
         if fresh is not None:
             self._train_fresh_apart(runner, model, fresh)
-        if not self.resume_schedule:
+        renew = _MORE_EPOCHS[self._schedule]
+        if renew is not None:
             checkpoint.pop('param_schedulers', None)
-            notes = schedule_state.restart(runner, epoch=checkpoint['meta']['epoch'],
-                                           iteration=checkpoint['meta']['iter'])
-            for note in notes:
+            for note in renew(runner, epoch=checkpoint['meta']['epoch'],
+                              iteration=checkpoint['meta']['iter']):
                 runner.logger.info(note)
         for note in optimizer_state.adopt(
                 checkpoint, runner.optim_wrapper, model, source=path,
-                keep_schedule=self.resume_schedule, keep_options=not self._optimizer_changed):
+                keep_schedule=renew is None, keep_options=not self._optimizer_changed):
             runner.logger.info(note)
         if 'param_schedulers' in checkpoint:
             schedule_state.fit_to_groups(checkpoint['param_schedulers'], checkpoint['optimizer'],
