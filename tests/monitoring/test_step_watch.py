@@ -191,6 +191,15 @@ def test_updates_are_measured_when_asked_for():
     assert torch.equal(plain.fuser.weight, model.fuser.weight)  # watching changes nothing
 
 
+def test_a_frozen_module_is_not_measured():
+    model, wrapper, readings, watch = watched()
+    model.fuser.requires_grad_(False)
+    watch.measure_update = True
+    wrapper.update_params(model(batch()).square().mean())
+    ratios = dict(zip(watch.ratio_names, readings[0].ratios.tolist(), strict=True))
+    assert ratios['module.fuser'] != ratios['module.fuser'] and ratios['module.heads.map'] > 0
+
+
 def test_removed_it_leaves_the_wrapper_as_it_was():
     model, wrapper, readings, watch = watched()
     watch.remove()
@@ -224,6 +233,8 @@ def test_groups_are_named():
     single = [dict(params=[p]) for p in model.fuser.parameters()]
     assert group_labels([fresh, *single], named) == ['fresh', 'fuser', 'fuser']
     assert group_labels([dict(params=list(model.parameters()))], named) == ['all']
+    split = [dict(params=list(model.heads.parameters()), fresh=True), *single]
+    assert group_labels(split, named) == ['fresh', 'reused', 'reused']
 
 
 def _process(rank, port, results):

@@ -151,6 +151,8 @@ class HealthHook(Hook):
                           data_batch: Optional[dict] = None) -> None:
         """Decide what is measured of this iteration, and remember whose it is."""
         self._tokens.append(tokens_of(data_batch))
+        if batch_idx == 0 or _due(runner.iter, self._interval):  # the rate that this step has
+            self._meters.rates.add(self._learning_rates(runner))
         if _due(runner.iter, self._cosine_interval):
             probe = getattr(self._model, 'gradient_probe', None)
             if probe is not None:
@@ -200,8 +202,6 @@ class HealthHook(Hook):
         self._meters.add_logged(iteration, outputs or {})
         if self._stop:
             self._give_up(runner)
-        if batch_idx == 0 or iteration % self._interval == 0:
-            self._meters.rates.add(self._learning_rates(runner))
         if iteration % self._interval == 0:
             self._write_line(runner, iteration, list(outputs or {}))
             if self._bad_row == 0 and self._buffers.finite():
@@ -211,8 +211,8 @@ class HealthHook(Hook):
         hub = runner.message_hub
         gradients = {f'gradients/{name}': norm
                      for name, norm in self._meters.gradients.newest.items()}
-        rates = {f'learning_rate/{name}': rate
-                 for name, rate in self._learning_rates(runner).items()}
+        rates = {f'learning_rate/{name}': row[1]
+                 for name, row in self._meters.rates.rates.items()}
         losses = {name: hub.get_scalar(f'train/{name}').mean(self._interval) for name in names
                   if f'train/{name}' in hub.log_scalars}
         runner.visualizer.add_scalars({**gradients, **rates}, step=iteration)

@@ -214,7 +214,7 @@ class StepWatch:
     def _step_and_compare(self, kwargs: Mapping[str, Any]) -> Tensor:
         """Step, and compare: the norm of the update over the norm of the weights, by name.
 
-        Holds one copy of all weights meanwhile.
+        NaN for what is frozen. Holds one copy of all weights meanwhile.
         """
         weights = [p.detach() for p in self._parameters]
         before = [w.clone() for w in weights]
@@ -228,7 +228,9 @@ class StepWatch:
             self._matrix(everything, self._module_index, len(self.modules), device),
             self._matrix(everything, self._group_index, len(self.groups), device)])
         size, moved = (matrix @ s for s in squares)
-        return torch.where(size > 0, (moved / size).sqrt(), torch.nan)
+        trained = torch.tensor([float(p.requires_grad) for p in self._parameters],
+                               dtype=torch.float64, device=device)
+        return torch.where((size > 0) & (matrix @ trained > 0), (moved / size).sqrt(), torch.nan)
 
 
 def norms_of(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
@@ -238,11 +240,14 @@ def norms_of(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
 
 
 def group_labels(groups: Sequence[Mapping[str, Any]], named: Mapping[int, str]) -> List[str]:
-    """A name for each group of an optimizer: its own, or that of the module it is for.
+    """A name for each group of an optimizer: its own, `fresh` or `reused`, or that of its module.
 
-    MMEngine makes a group of every single parameter as soon as one is treated differently; those of
-    one module are told as one.
+    Groups that were split say with a true `fresh` which are new. MMEngine makes a group of every
+    single parameter as soon as one is treated differently; those of one module are told as one.
     """
+    if any(group.get('fresh') for group in groups):
+        return [str(group.get('name') or ('fresh' if group.get('fresh') else 'reused'))
+                for group in groups]
     if len(groups) == 1 and not groups[0].get('name'):
         return [UNNAMED]
     labels = []
