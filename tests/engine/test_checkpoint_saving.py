@@ -1,5 +1,6 @@
 """Real runs of the toy task whose writes fail, wait or succeed: what lies in the folder then."""
 import errno
+import json
 import os
 import subprocess
 import threading
@@ -274,18 +275,33 @@ def test_a_training_whose_end_cannot_be_written_is_an_error(run, monkeypatch):
     assert Path('a/last_checkpoint').read_text() == str(Path('a/epoch_1.pth').resolve())
 
 
-def test_training_on_a_disk_that_is_full_for_a_while(run, hooked, tmp_path, log_of):
-    """A real disk of 2 MB, which somebody else fills during the second epoch."""
-    disk = tmp_path / 'disk'
-    disk.mkdir()
-    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(disk)],
+LOGS = '''
+visualizer = dict(type='Visualizer', vis_backends=[
+    dict(type='RunLocalVisBackend'), dict(type='RunTensorboardVisBackend')])
+'''
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)],
                           capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f'cannot mount a small disk: {done.stderr.strip()}')
+    yield folder
+    subprocess.run(['umount', '--lazy', str(folder)], check=True)
+
+
+@pytest.mark.parametrize('where', ['checkpoints', 'everything'])
+def test_training_on_a_disk_that_is_full_for_a_while(run, hooked, small_disk, where, toy_config,
+                                                     capfd):
+    """Somebody else fills a real disk for the time of the second epoch."""
+    folder, filler = small_disk / 'a', small_disk / 'filler'
 
     def fill(runner):
         hook_of(runner)._writer.wait()
-        filler = disk / 'filler'
         if runner.epoch == 1:
             with open(filler, 'wb', buffering=0) as file:
                 while True:
@@ -294,19 +310,27 @@ def test_training_on_a_disk_that_is_full_for_a_while(run, hooked, tmp_path, log_
                     except OSError:
                         break
         if runner.epoch == 2:
-            assert names(disk / 'a') == ['epoch_1.pth']
+            assert names(folder) == ['epoch_1.pth']
             filler.unlink()
 
-    try:
-        hooked()
-        CallHook.at['before_train_epoch'] = fill
-        run('a', *option(out_dir=disk, max_keep_ckpts=1), epochs(3))
-        assert names(disk / 'a') == ['epoch_3.pth']
-        verify_checkpoint(disk / 'a' / 'epoch_3.pth')
-        assert 'epoch_2.pth: No space left on device' in log_of('a')
-        assert len(list((disk / 'a').iterdir())) == 2
-    finally:
-        subprocess.run(['umount', str(disk)], check=True)
+    hooked()
+    CallHook.at['before_train_epoch'] = fill
+    options = option(max_keep_ckpts=1)
+    if where == 'checkpoints':
+        run('a', *options, *option(out_dir=small_disk), epochs(3))
+    else:
+        toy_config.write_text(toy_config.read_text() + LOGS)
+        run(folder, *options, 'train_dataloader.dataset.length=240', epochs(3))
+        steps = [json.loads(line)['step'] for line in (folder / 'scalars.json').open()]
+        assert steps == list(range(1, 181))  # what could not be logged waited
+    assert names(folder) == ['epoch_3.pth']
+    verify_checkpoint(folder / 'epoch_3.pth')
+    said = capfd.readouterr().out
+    assert said.count('epoch_2.pth: No space left on device') == 1
+    if where == 'everything':
+        assert said.count('its lines wait until there is space') == 1
+        assert said.count('those of this time are lost') == 1
+    assert not list(folder.glob('.*'))
 
 
 def test_save_now_writes_the_iteration_and_waits(run, hooked):
