@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bevfusion_enhanced.models.calibration import Calibration
 from bevfusion_enhanced.models.camera.backbones import forget_geometry
+from bevfusion_enhanced.models.camera.window_attention import lean_blocks
 
 
 class CameraEncoder(BaseModule):
@@ -28,6 +29,7 @@ class CameraEncoder(BaseModule):
         self.neck = MODELS.build(neck)
         self.vtransform = MODELS.build(vtransform)
         forget_geometry(self.backbone)
+        lean_blocks(self.backbone)
         # Swin freezes its `frozen_stages` only when told to train; the optimizer and the
         # processes' gradient exchange ask before that.
         self.backbone.train()

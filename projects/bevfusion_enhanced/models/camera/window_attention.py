@@ -1,0 +1,124 @@
+"""Swin blocks without what they spend on moving memory, for inference.
+
+MMDetection's blocks (Liu et al., 'Swin Transformer', ICCV 2021) pad, roll, cut into windows, split
+heads, add two masks and undo all of it, each step a copy of the whole map, and they project the
+padding along with the image. Here one gather makes the windows and one undoes them, only the
+image's own tokens are projected, and tokens pass in pieces that stay in the cache. The weights,
+the state dict and, but for rounding, the numbers are those of the blocks that are replaced.
+
+With gradients the blocks run as MMDetection wrote them.
+
+Shapes: B images of H x W tokens, L = H * W, C channels, N tokens of a window, V windows of an
+image, h heads.
+"""
+import functools
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from mmdet.models.backbones.swin import SwinBlock, WindowMSA
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CACHED_TOKENS = 1024  # whose hidden features of an FFN fit into a core's second-level cache
+ATTENTION_TOKENS = 2048  # that attention works on at a time, or one image's where that is more
+FORBIDDEN = -100.0  # what MMDetection adds to the attention between tokens that are no neighbours
+
+
+class Windows(NamedTuple):
+    """How the tokens of one image fall into windows.
+
+    Attributes:
+        source: (V * N) token at each place of a window, L where the place is padding.
+        place: (L) place of each token.
+        mask: (V, 1, N, N) what is added to the attention, or None where nothing is.
+    """
+
+    source: Tensor
+    place: Tensor
+    mask: Optional[Tensor]
+
+
+@functools.lru_cache(maxsize=32)
+def windows_of(height: int, width: int, *, window: int, shift: int,
+               device: torch.device) -> Windows:
+    """The windows of an image of `height` x `width` tokens.
+
+    Args:
+        height: H.
+        width: W.
+        window: tokens along a window's side.
+        shift: tokens by which the padded image is rolled up and left before it is cut.
+        device: where the windows are wanted.
+    """
+    rows, columns = (-(-size // window) * window for size in (height, width))
+    tokens = torch.full((rows, columns), height * width)
+    tokens[:height, :width] = torch.arange(height * width).view(height, width)
+    source = _cut(tokens.roll((-shift, -shift), dims=(0, 1)), window)                  # (V, N)
+    place = torch.empty(height * width + 1, dtype=torch.long)
+    place[source.flatten()] = torch.arange(source.numel())
+    mask = None
+    if shift:
+        parts = [torch.bucketize(torch.arange(size), torch.tensor([size - window, size - shift]),
+                                 right=True) for size in (rows, columns)]
+        region = _cut(parts[0][:, None] * 3 + parts[1], window)                        # (V, N)
+        mask = FORBIDDEN * (region[:, None, :] != region[:, :, None]).float()[:, None]
+        mask = mask.to(device)
+    return Windows(source=source.flatten().to(device), place=place[:-1].to(device), mask=mask)
+
+
+def _cut(image: Tensor, window: int) -> Tensor:
+    """The windows (V, N) of an image (rows, columns) that they divide."""
+    rows, columns = image.shape
+    cut = image.view(rows // window, window, columns // window, window)
+    return cut.transpose(1, 2).reshape(-1, window * window)
+
+
+class LeanSwinBlock(SwinBlock):
+    """A Swin block of MMDetection that runs as the module describes where no gradient is wanted."""
+
+    def forward(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
+        """Update the tokens `x` (B, L, C) of images of `hw_shape`."""
+        if torch.is_grad_enabled() or self.training:
+            return super().forward(x, hw_shape)
+        attention = self.attn
+        windows = windows_of(*hw_shape, window=attention.window_size, shift=attention.shift_size,
+                             device=x.device)
+        bias = _attention_bias(attention.w_msa, windows)
+        at_once = max(1, ATTENTION_TOKENS // x.shape[1])
+        x = torch.cat([part + _attend(attention.w_msa, self.norm1(part), windows, bias)
+                       for part in x.split(at_once)])
+        parts = x.flatten(0, 1).split(CACHED_TOKENS)
+        return torch.cat([self.ffn(self.norm2(part), identity=part) for part in parts]).view_as(x)
+
+
+def _attention_bias(attention: WindowMSA, windows: Windows) -> Tensor:
+    """What is added to the attention: (1 or V, h, N, N)."""
+    side = attention.relative_position_index.shape[0]
+    table = attention.relative_position_bias_table[attention.relative_position_index.flatten()]
+    bias = table.view(side, side, -1).permute(2, 0, 1)[None]                       # (1, h, N, N)
+    return bias.contiguous() if windows.mask is None else bias + windows.mask
+
+
+def _attend(attention: WindowMSA, x: Tensor, windows: Windows, bias: Tensor) -> Tensor:
+    """Attention within windows of normalised tokens (B, L, C): (B, L, C)."""
+    B, L, C = x.shape
+    heads, side = attention.num_heads, bias.shape[-1]
+    padding = attention.qkv.bias
+    qkv = attention.qkv(x)                                                         # (B, L, 3C)
+    fill = (qkv.new_zeros(3 * C) if padding is None else padding.to(qkv.dtype))
+    qkv = torch.cat([qkv, fill.expand(B, 1, -1)], dim=1)
+    qkv = qkv.index_select(1, windows.source).view(-1, side, 3, heads, C // heads)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)                                 # (B*V, h, N, d)
+    if len(bias) > 1 and B > 1:
+        bias = bias.repeat(B, 1, 1, 1)
+    seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype),
+                                          scale=attention.scale)
+    seen = seen.transpose(1, 2).reshape(B, -1, C).index_select(1, windows.place)   # (B, L, C)
+    return attention.proj(seen)
+
+
+def lean_blocks(module: nn.Module) -> None:
+    """Let MMDetection's Swin blocks inside `module` run as the module describes."""
+    for part in module.modules():
+        if type(part) is SwinBlock:
+            part.__class__ = LeanSwinBlock
