@@ -5,10 +5,13 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='PartialLoadCheckpointHook', interval=1),
+    checkpoint=dict(type='PartialLoadCheckpointHook', interval=1, more_epochs='stretch'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     dataset=dict(type='DatasetHook'))
-custom_hooks = [dict(type='RichProgressHook')]
+monitoring = dict(
+    interval=50, cosine_interval=200, update_interval=100, warn_norm=None, warn_share=0.05,
+    auxiliary_ratio=5.0, max_bad_steps=10)
+custom_hooks = [dict(type='RichProgressHook'), dict(type='HealthHook', **monitoring)]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -37,10 +37,12 @@ class ToyModel(BaseModel):
     """Encoder, decoder with a norm, one head per name in `heads`, a gate per name in `gates`."""
 
     def __init__(self, width: int = 8, heads: Sequence[str] = ('object',),
-                 gates: Sequence[str] = (), data_preprocessor: Optional[dict] = None) -> None:
+                 gates: Sequence[str] = (), norm: bool = True,
+                 data_preprocessor: Optional[dict] = None) -> None:
         super().__init__(data_preprocessor)
         self.encoders = nn.ModuleDict({'lidar': nn.ModuleDict({'backbone': nn.Linear(4, width)})})
-        self.decoder = nn.ModuleDict({'neck': nn.BatchNorm1d(width)})
+        self.decoder = nn.ModuleDict(
+            {'neck': nn.BatchNorm1d(width) if norm else nn.Identity()})
         self.task_gca = nn.ModuleDict({name: nn.Linear(width, width) for name in gates})
         self.heads = nn.ModuleDict({name: nn.Linear(width, 1) for name in heads})
 

@@ -52,7 +52,7 @@ def apply_settings(config: Config, settings: Settings) -> None:
     if settings.lr is not None:
         _section(config, 'optim_wrapper', '--lr')['optimizer']['lr'] = settings.lr
     if settings.accumulate is not None:
-        _section(config, 'train_cfg', '--accumulate')['accumulate'] = settings.accumulate
+        _accumulate(config, settings.accumulate)
     if settings.seed is not None:
         config.setdefault('randomness', {})['seed'] = settings.seed
 
@@ -87,6 +87,17 @@ def _scaled(scheduler: Mapping[str, Any], factor: float) -> Dict[str, Any]:
         if scheduler.get('milestones'):
             scaled['milestones'] = [round(epoch * factor) for epoch in scheduler['milestones']]
     return scaled
+
+
+def _accumulate(config: Config, parts: int) -> None:
+    """Load batches that are so many times as large, and train on each in so many parts."""
+    loop = _section(config, 'train_cfg', '--accumulate')
+    if loop.get('type') not in ('EpochBasedTrainLoop', 'ResumableTrainLoop') \
+            and not loop.get('by_epoch'):
+        raise ConfigError('--accumulate: the config does not train by epochs')
+    loader = _section(config, 'train_dataloader', '--accumulate')
+    loader['batch_size'] = loader.get('batch_size', 1) * parts // loop.get('accumulate', 1)
+    loop['accumulate'] = parts
 
 
 def _set_workers(config: Config, workers: int) -> None:

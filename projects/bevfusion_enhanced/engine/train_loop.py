@@ -1,7 +1,7 @@
 """Training by epochs that goes on exactly where it stopped, also in the middle of an epoch."""
 import bisect
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmdet3d.registry import LOOPS
@@ -16,6 +16,7 @@ from ..random_state import RandomState, derive_seed
 from . import process_state, run_logs
 from .interrupt_hook import EvaluationAbandoned, InterruptHook
 from .loader_workers import guard_workers
+from .micro_batches import train_in_parts
 
 _TRAINING, _LOADING = 0, 1  # what a derived seed is for
 
@@ -72,13 +73,16 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         val_begin: First epoch (from 1) after which to validate.
         val_interval: Validate after every so many epochs.
         dynamic_intervals: (epoch, interval from then on) pairs.
+        accumulate: Parts that a batch is cut into, one forward pass each, for one update.
     """
 
     def __init__(self, runner: Runner, dataloader: Union[DataLoader, Dict], *, max_epochs: int,
                  val_begin: int = 1, val_interval: int = 1,
-                 dynamic_intervals: Optional[List[Tuple[int, int]]] = None) -> None:
+                 dynamic_intervals: Optional[List[Tuple[int, int]]] = None,
+                 accumulate: int = 1) -> None:
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval,
                          dynamic_intervals)
+        self.part_size = -(-self.dataloader.batch_size // accumulate) if accumulate > 1 else None
         self.seed = run_seed(runner)
         self._keys = key_samples(self.dataloader, seed=self.seed)
         self.dataloader.generator = torch.Generator()
@@ -160,8 +164,18 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         """Train on one batch, the `idx`-th (from 0) of the epoch."""
         self._in_iteration, self._batches_done = True, idx + 1
-        super().run_iter(idx, data_batch)
+        if self.part_size is None:
+            super().run_iter(idx, data_batch)
+        else:
+            self._run_in_parts(idx, data_batch, part_size=self.part_size)
         self._in_iteration = False
+
+    def _run_in_parts(self, idx: int, batch: Mapping[str, Any], *, part_size: int) -> None:
+        self.runner.call_hook('before_train_iter', batch_idx=idx, data_batch=batch)
+        outputs = train_in_parts(self.runner.model, batch, self.runner.optim_wrapper,
+                                 part_size=part_size)
+        self.runner.call_hook('after_train_iter', batch_idx=idx, data_batch=batch, outputs=outputs)
+        self._iter += 1
 
     def _begin(self) -> None:
         """Bring random states, gradients and logs to where training starts or goes on."""

@@ -29,6 +29,17 @@ class TaskHead(BaseModule, metaclass=ABCMeta):
     def __init__(self) -> None:
         super().__init__()
         self._class_counts: Dict[str, Tensor] = {}
+        self.mean_counts: Dict[str, float] = {}
+        """While a batch is trained on in parts: the mean of `counts` over them."""
+        self.parts = 1
+        """The number of these parts."""
+
+    def counts(self, samples: Sequence[BaseDataElement]) -> Dict[str, float]:
+        """Numbers of annotated objects in `samples` that losses are divided by, by name.
+
+        Empty where each loss is a mean over samples.
+        """
+        return {}
 
     def count_classes(self, **counts: Tensor) -> None:
         """Add to what is counted for each of the K classes while training.

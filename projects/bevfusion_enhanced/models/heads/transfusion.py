@@ -235,7 +235,7 @@ class TransFusionHead(TaskHead):
                                     num_proposals=self.num_proposals) for layer in assignments]
         self.count_classes(truths=_per_class([t.labels for t in truths], self.num_classes),
                            positives=targets[-1].classes.sum(dim=(0, 1)))
-        matched = _per_process(sum(t.matched.sum() for t in targets))
+        matched = self._divisor('matched', sum(t.matched.sum() for t in targets))
         losses = dict(heatmap=self._heatmap_loss(outputs.dense_heatmap, truths))
         for i, (layer, target) in enumerate(zip(outputs.layers, targets)):
             name = '' if len(targets) == 1 else f'layer{i}/'
@@ -251,14 +251,33 @@ class TransFusionHead(TaskHead):
         return [self.assigner.assign(b, s, t.boxes, t.labels)
                 for b, s, t in zip(boxes, logits, truths)]
 
-    def _heatmap_loss(self, dense_heatmap: Tensor, truths: Sequence[Truth]) -> Tensor:
-        target = heatmap_targets(
+    def counts(self, samples: Sequence[Det3DDataSample]) -> Dict[str, float]:
+        """What `loss` divides by: `matched` proposals (every box gets one) and heatmap `peaks`."""
+        truths = read_truths(samples, torch.device('cpu'), num_classes=self.num_classes,
+                             box_size=self.bbox_coder.box_size)
+        layers = len(self.decoder)
+        return dict(matched=sum(min(len(t.labels), self.num_proposals) * layers for t in truths),
+                    peaks=int(self._heatmap_targets(truths).eq(1).sum()))
+
+    def _divisor(self, name: str, count: Tensor) -> float:
+        """A count of this batch, or its mean over the parts that make up one update."""
+        if name not in self.mean_counts:
+            return _per_process(count)
+        return _per_process(count.new_tensor(self.mean_counts[name], dtype=torch.float32),
+                            parts=self.parts)
+
+    def _heatmap_targets(self, truths: Sequence[Truth]) -> Tensor:
+        """(B, K, X, Y)"""
+        return heatmap_targets(
             truths, self.bbox_coder, num_classes=self.num_classes,
             map_size=self.test_cfg.map_size, min_overlap=self.train_cfg.gaussian_overlap,
-            min_radius=self.train_cfg.min_radius)                                # (B, K, X, Y)
+            min_radius=self.train_cfg.min_radius)
+
+    def _heatmap_loss(self, dense_heatmap: Tensor, truths: Sequence[Truth]) -> Tensor:
+        target = self._heatmap_targets(truths)                                   # (B, K, X, Y)
         probability = dense_heatmap.float().sigmoid().clamp(1e-4, 1 - 1e-4)
         return self.loss_heatmap(probability, target,
-                                 avg_factor=_per_process(target.eq(1).sum()))
+                                 avg_factor=self._divisor('peaks', target.eq(1).sum()))
 
     def _class_loss(self, logits: Tensor, target: ProposalTargets, matched: float) -> Tensor:
         weight = torch.ones_like(target.matched, dtype=torch.float32)            # (B, P)
@@ -306,11 +325,16 @@ class TransFusionHead(TaskHead):
             scores_3d=scores[keep], labels_3d=labels[keep])
 
 
-def _per_process(count: Tensor) -> float:
-    """The mean of a count over all processes; of a total of none, as if it were one."""
+def _per_process(count: Tensor, *, parts: int = 1) -> float:
+    """The mean of a count over all processes; of a total of none, as if it were one.
+
+    Args:
+        count: of this process, for each of the parts of its batch.
+        parts: number of these.
+    """
     count = count.float()
     all_reduce(count, 'mean')
-    return max(float(count), 1 / get_world_size())
+    return max(float(count), 1 / (parts * get_world_size()))
 
 
 def _per_class(labels: Sequence[Tensor], num_classes: int) -> Tensor:
