@@ -241,12 +241,14 @@ def test_full_disk_costs_a_checkpoint_and_no_more(run, log_of, monkeypatch):
     assert not list(Path('a').glob('.*'))
 
 
-def test_full_disk_at_the_best_keeps_the_best_before(run, hooked, monkeypatch):
+def test_full_disk_at_the_best_keeps_the_best_before(run, hooked, log_of, monkeypatch):
     hooked([0.5, 0.9, 0.7])
     fail_on(monkeypatch, files=['best_NDS_epoch_2.pth'])
     run('a', *option(save_best='NDS'), epochs(3))
     assert 'best_NDS_epoch_3.pth' in names('a')  # better than the best that is there
     assert 'best_NDS_epoch_1.pth' not in names('a')
+    assert 'is saved to best_NDS_epoch_3.pth' in log_of('a')
+    assert 'is saved to best_NDS_epoch_2.pth' not in log_of('a')
     info = read_checkpoint('a/epoch_3.pth')['message_hub']['runtime_info']
     assert info['best_score'] == 0.7 and info['best_ckpt'].endswith('best_NDS_epoch_3.pth')
 

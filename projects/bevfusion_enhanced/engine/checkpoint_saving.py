@@ -235,10 +235,6 @@ class SafeCheckpointHook(CheckpointHook):
         self._save(runner, name=None if self.last_ckpt is None else name,
                    meta=dict(epoch=runner.epoch, iter=runner.iter), better=better,
                    best_name=name)
-        unit = 'epoch' if self.by_epoch else 'iter'
-        for metric, value in better.items():
-            runner.logger.info(f'The best checkpoint with {value:0.4f} {metric} at {step} {unit} '
-                               f'is saved to {self._best_file(metric, name)}.')
 
     def _better(self, runner: Runner, metrics: Dict[str, Any]) -> Dict[str, float]:
         """{metric of `save_best`: value} of those that are better than ever."""
@@ -362,6 +358,11 @@ class SafeCheckpointHook(CheckpointHook):
             return
         if error is None:
             self._kept, self._failed = save.kept, None
+            for metric, value in save.better.items():
+                runner.logger.info(
+                    f'The best checkpoint with {value:0.4f} {metric} at epoch {save.meta["epoch"]}, '
+                    f'iteration {save.meta["iter"]} is saved to '
+                    f'{self._best_file(metric, save.best_name)}.')
             for warning in save.warnings:
                 runner.logger.warning(warning)
             return
