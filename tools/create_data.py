@@ -63,7 +63,7 @@ def create(args: argparse.Namespace) -> None:
     """Write the info files and the GT database, and say what was written."""
     from bevfusion_enhanced.datasets.nuscenes_infos import create_infos, require_split
     if args.gt_database:
-        require_split(args.root_path, args.version, SPLIT)
+        require_split(args.root_path, args.version, SPLIT, args.splits)
     written = create_infos(
         root_path=args.root_path, version=args.version, out_dir=args.out_dir,
         info_prefix=args.info_prefix, max_sweeps=args.max_sweeps, workers=args.workers,

@@ -19,7 +19,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='folder of the tables (default: %(default)s)')
     parser.add_argument('--out', required=True, metavar='FILE',
                         help='where to write {"train": [scene names], "val": [...]}')
-    parser.add_argument('--min-distance', type=float, default=142.0, metavar='M',
+    parser.add_argument('--min-distance', type=float, default=144.0, metavar='M',
                         help='metres between any two key frames of training and validation '
                         '(default: %(default)s: maps of 100 m by 100 m share no place)')
     parser.add_argument('--val-share', type=float, default=0.18, metavar='SHARE',

@@ -8,7 +8,8 @@ dataset in this form and for any distance: no key frame of a validation scene is
 training scene than `min_distance`. Scenes that would be are left out.
 
 In each location scenes are cut off by a straight line, or whole clusters are set apart, whichever
-leaves fewest scenes out and comes nearest to the share asked for. Nothing is drawn at random.
+leaves fewest scenes out and comes nearest to the share asked for; where no location can be divided,
+one of them is the validation. Nothing is drawn at random.
 
 Shapes: P key frames of a scene, S scenes of a location. Global frame, metres.
 """
@@ -22,8 +23,9 @@ from scipy.spatial.distance import cdist
 
 from bevfusion_enhanced.errors import ConfigError, DataError
 
-MIN_DISTANCE = 142.0
-"""Two maps of 100 m by 100 m, however they are turned, share no place: 100 * sqrt(2), rounded up."""
+MIN_DISTANCE = 144.0
+"""Two maps of 100 m by 100 m share no place, however they are turned: 100 * sqrt(2), and for each
+the metre by which its centre, the LiDAR, lies ahead of the ego's origin."""
 VAL_SHARE = 0.18
 """As in the official split: 150 of 850."""
 _DIRECTIONS = 16
@@ -89,6 +91,10 @@ def disjoint_split(tracks: Mapping[str, Track], *, min_distance: float = MIN_DIS
                                            min_distance, val_share)
         train += [name for name, chosen in zip(names, in_train, strict=True) if chosen]
         val += [name for name, chosen in zip(names, in_val, strict=True) if chosen]
+    locations = {tracks[name].location for name in train}
+    if not val and len(locations) > 1:
+        val = _whole_location(tracks, train, val_share)
+        train = [name for name in train if name not in val]
     if not train or not val:
         raise DataError(f'{len(tracks)} scenes cannot be split {min_distance:g} m apart; ask for '
                         'less distance, or for more scenes')
@@ -106,6 +112,14 @@ def smallest_distance(tracks: Mapping[str, Track], first: Sequence[str],
         if all(sets):
             smallest = min(smallest, float(cdist(*map(np.concatenate, sets)).min()))
     return smallest
+
+
+def _whole_location(tracks: Mapping[str, Track], names: Sequence[str],
+                    val_share: float) -> List[str]:
+    """The scenes of the location whose number comes nearest to the share."""
+    members = {location: [name for name in names if tracks[name].location == location]
+               for location in sorted({tracks[name].location for name in names})}
+    return min(members.values(), key=lambda found: abs(len(found) - val_share * len(names)))
 
 
 def _split_location(positions: Sequence[np.ndarray], min_distance: float,

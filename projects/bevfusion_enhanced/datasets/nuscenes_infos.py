@@ -150,14 +150,15 @@ def read_splits(root: Path, version: str,
     return splits
 
 
-def require_split(root: Union[str, Path], version: str, split: str) -> None:
-    """Check that a version has a split of this name.
+def require_split(root: Union[str, Path], version: str, split: str,
+                  splits_file: Optional[Union[str, Path]] = None) -> None:
+    """Check that a version, or the splits file in place of its own, has a split of this name.
 
     Raises:
         ConfigError: It has not, or has no splits at all.
         DataError: The splits.json is broken.
     """
-    splits = list(read_splits(Path(root), version))
+    splits = list(read_splits(Path(root), version, splits_file))
     if split not in splits:
         raise ConfigError(f'{version} has no split {split!r} with annotations, so there is no GT '
                           f'database to write; it has {splits}; leave --gt-database out')
