@@ -45,14 +45,15 @@ def map_to_sensor(probs: Tensor, matrix: np.ndarray, *, scope: Scope,
             the cell's lower edge: 0.5 is the centre.
 
     Returns:
-        The probabilities (C, X, Y), and (C, X, Y) bool: whether the view saw the cell.
+        The probabilities (C, X, Y), and (C, X, Y) bool: whether the view saw the cell, that is,
+        whether its place lies between the places of the view's own cells.
     """
     moved, seen = torch.zeros_like(probs), torch.zeros_like(probs, dtype=torch.bool)
     for anchor in sorted(set(anchors)):
         members = [index for index, value in enumerate(anchors) if value == anchor]
         where = _places(matrix, scope, anchor, tuple(probs.shape[1:]))             # (X, Y, 2)
         size = torch.tensor(probs.shape[1:], dtype=torch.float64)
-        inside = ((where >= -0.5 - 1e-6) & (where <= size - 0.5 + 1e-6)).all(dim=-1)
+        inside = ((where > -1e-6) & (where < size - 1 + 1e-6)).all(dim=-1)  # nothing is guessed
         # grid_sample wants the place along the last dimension first
         grid = ((where + 0.5) / size * 2 - 1).flip(-1).to(probs)[None]              # (1, X, Y, 2)
         moved[members] = F.grid_sample(probs[members][None], grid, mode='bilinear',
