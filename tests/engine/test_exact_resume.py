@@ -1,8 +1,13 @@
 """A killed and resumed run is the same, bit for bit, as one that never stopped."""
 import itertools
+import os
 import random
+import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from processes import (
     Child,
     assert_same,
     assert_same_runs,
+    events,
     one_thread,
     scalar_lines,
     start_group,
@@ -198,14 +204,6 @@ def test_second_signal_stops_at_once(start):
     assert not list(Path('stopped').glob('*.pth'))
 
 
-def wait_for(condition):
-    """Until it holds, for at most half a minute."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 # Several processes.
 
 GROUP = ('default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=4',
@@ -268,3 +266,63 @@ def test_checkpoint_without_a_training_state_says_so(finish):
     text = finish('run', 'train_cfg.max_epochs=2')
     assert 'not resumed exactly: the checkpoint holds no random states' in text
     assert_same(trained(Path('run', 'epoch_2.pth'))['iteration'], 12)
+
+
+# Through the command line.
+
+
+@pytest.fixture
+def tool(tmp_path, repo):
+    """Start a script of the project in a process of its own: tool(script, argument, ...)."""
+    environment = {**os.environ, 'PYTHONPATH': str(repo / 'tests' / 'engine'),
+                   'OMP_NUM_THREADS': '1'}  # as in the forked ones
+    processes = []
+
+    def begin(*arguments):
+        with open(tmp_path / f'tool_{len(processes)}.txt', 'w') as output:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, arguments)], cwd=tmp_path, env=environment,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        processes.append(process)
+        return process, Path(output.name)
+
+    yield begin
+    for process in processes:
+        process.kill()
+
+
+def test_training_tool_killed_then_stopped_then_finished(finish, tool, repo):
+    """SIGKILL, then SIGTERM, then the very command that the training printed."""
+    options = ('default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=5',
+               'train_dataloader.num_workers=1', 'train_dataloader.dataset.pause=0.02')
+    finish('whole', *options)
+    start = (repo / 'tools/train.py', 'configs/exact.py', '--work-dir', 'run', '--deterministic',
+             '--cfg-options', *options)
+    folder = Path('run', 'checkpoints')
+
+    killed, output = tool(*start)
+    wait_for((folder / 'iter_5.pth').is_file, process=killed, output=output)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+
+    stopped, output = tool(*start, '--resume')
+    wait_for((folder / 'iter_10.pth').is_file, process=stopped, output=output)
+    stopped.terminate()
+    assert stopped.wait() == 143, output.read_text()
+    command = re.search(r'stopped by SIGTERM; go on with: python (.*)', output.read_text())
+    assert not (folder / 'iter_20.pth').is_file()
+
+    finished, output = tool(*shlex.split(command.group(1)))
+    assert finished.wait() == 0, output.read_text()
+    assert_same(trained(Path('whole', 'iter_24.pth')), trained(folder / 'iter_24.pth'))
+    assert scalar_lines(Path('whole')) == scalar_lines(Path('run'))
+    assert events(Path('whole')) == events(Path('run'))
+
+
+def wait_for(condition, *, process=None, output=None, seconds=120):
+    """Until it holds; a process that ends before is a failure."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, output.read_text()
+        time.sleep(0.005)

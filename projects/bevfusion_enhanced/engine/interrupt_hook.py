@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from ..errors import CheckpointError
 
 _SIGNALS = ('SIGTERM', 'SIGINT')
+_STARTS = ('--resume', '--ckpt', '--load-from', '--pretrained')
+"""Options, with values, of where a training starts from."""
 _SAME_SECONDS = 2.0
 """torchrun passes on a signal that its processes got from the terminal too: within this time, two
 signals are one."""
@@ -112,7 +114,8 @@ class InterruptHook(Hook):
             for hook in runner.hooks:
                 if isinstance(hook, SavesNow):
                     hook.save_now(runner, reason=name)
-            runner.logger.info(f'stopped by {name}; {how_to_go_on(sys.argv)}')
+            runner.logger.info(f'stopped by {name}; '
+                               f'{how_to_go_on(sys.argv, work_dir=runner.work_dir)}')
         except CheckpointError as error:
             runner.logger.error(f'stopped by {name}, and no checkpoint could be saved: {error}')
         if get_world_size() > 1:
@@ -132,9 +135,9 @@ class InterruptHook(Hook):
         now = time.monotonic()
         if self._signal is None:
             self._signal, self._time = number, now
-            if is_main_process():
-                print(f'{signal.Signals(number).name}: finishing the iteration and saving; a '
-                      'second signal stops at once', file=sys.stderr)
+            if is_main_process():  # by `write`, because a handler must not enter a print again
+                os.write(2, f'{signal.Signals(number).name}: finishing the iteration and saving; '
+                            'a second signal stops at once\n'.encode())
         elif now - self._time > (_SAME_SECONDS if get_world_size() > 1 else 0.0):
             self.release()
             signal.signal(number, signal.SIG_DFL)
@@ -153,15 +156,28 @@ class InterruptHook(Hook):
         return int(tensor)
 
 
-def how_to_go_on(argv: List[str]) -> str:
-    """The command that goes on with the run that the command line `argv` started."""
+def how_to_go_on(argv: Sequence[str], *, work_dir: str) -> str:
+    """The command that goes on with a run.
+
+    Args:
+        argv: The command line that started it.
+        work_dir: The run's folder, for a command line that would make another one next time.
+    """
     if not argv or not argv[0].endswith('.py') or 'TORCHELASTIC_RUN_ID' in os.environ:
         return 'go on with the same command and --resume in place of --load-from'
     kept: List[str] = []
     dropping = False
     for word in argv:
         if word.startswith('-'):
-            dropping = word.split('=')[0] in ('--resume', '--load-from')
+            name = word.partition('=')[0]
+            dropping = name in _STARTS and '=' not in word
+            if name in (*_STARTS, '--restart'):
+                continue
         if not dropping:
             kept.append(word)
+    kept += ['--work-dir', work_dir] if _has_automatic_tag(argv) else []
     return f'go on with: python {shlex.join([*kept, "--resume"])}'
+
+
+def _has_automatic_tag(argv: Sequence[str]) -> bool:
+    return '--extra-tag=auto' in argv or ('--extra-tag', 'auto') in zip(argv, argv[1:])

@@ -1,7 +1,7 @@
 """Loading workers that a signal to the whole group of processes does not end.
 
 A terminal's Ctrl-C, Slurm and `timeout` signal every process of a group. The training finishes its
-iteration first and needs its workers for that; they end when the training ends them.
+iteration first and needs its workers for that; they end when the training ends them, or is killed.
 """
 import os
 import signal
@@ -10,6 +10,8 @@ from functools import partial
 from typing import Callable, Optional
 
 from torch.utils.data import DataLoader
+
+_POLL_SECONDS = 0.5
 
 
 def guard_workers(loader: DataLoader) -> None:
@@ -21,15 +23,17 @@ def guard_workers(loader: DataLoader) -> None:
 
 def _start_worker(worker: int, *, inner: Optional[Callable[[int], None]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, 'sigwaitinfo'):
+    if hasattr(signal, 'sigtimedwait'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
     if inner is not None:
         inner(worker)
 
 
-def _obey_parent() -> None:
-    """End this process at the SIGTERM of the training itself, and at no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _obey_parent(parent: int) -> None:
+    """End this process at the SIGTERM of the training itself, or soon after its death."""
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, _POLL_SECONDS)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

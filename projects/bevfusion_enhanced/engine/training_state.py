@@ -3,6 +3,7 @@
     progress     epochs, iterations, batches and samples done, whether a validation is due
     data         seeds of the augmentation and of the order of samples; sizes that give the place
                  in an epoch its meaning
+    threads      number of threads of a process, by which sums on a CPU are rounded
     processes    for each process its random states, open gradients and own buffers
     logs         length of each log of the run
 
@@ -13,6 +14,7 @@ iteration after a resume, because DistributedDataParallel arranges them anew at 
 from dataclasses import asdict
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+import torch
 from mmengine.dist import gather_object, get_rank, get_world_size, is_main_process
 from mmengine.runner import Runner
 
@@ -44,8 +46,9 @@ def gather(runner: Runner) -> Dict[str, Any]:
     processes = gather_object(process_state.capture(runner, random))
     if not is_main_process():
         return {}
-    state: Dict[str, Any] = dict(version=_VERSION, world_size=get_world_size(),
-                                 processes=processes, logs=run_logs.measure(runner))
+    state: Dict[str, Any] = dict(
+        version=_VERSION, world_size=get_world_size(), threads=torch.get_num_threads(),
+        processes=processes, logs=run_logs.measure(runner))
     if resumable:
         state.update(progress=asdict(loop.progress), data=_data(loop))
     return state
@@ -81,6 +84,9 @@ def restore(runner: Runner, state: Mapping[str, Any]) -> Tuple[str, ...]:
     else:
         notes.append(f'{state["world_size"]} processes trained before, {get_world_size()} go on: '
                      'random states start afresh, and batches are put together differently')
+    if state['threads'] != torch.get_num_threads() and not torch.cuda.is_available():
+        notes.append(f'{state["threads"]} threads computed before, {torch.get_num_threads()} do '
+                     'now: sums are rounded in another order (OMP_NUM_THREADS sets their number)')
     progress = Progress(**{**state['progress'], 'samples': _samples(loop, state, notes)})
     if order_seed(loop.dataloader) is not None:
         loop.dataloader.sampler.seed = state['data']['order_seed']
