@@ -360,8 +360,8 @@ class SafeCheckpointHook(CheckpointHook):
             self._kept, self._failed = save.kept, None
             for metric, value in save.better.items():
                 runner.logger.info(
-                    f'The best checkpoint with {value:0.4f} {metric} at epoch {save.meta["epoch"]}, '
-                    f'iteration {save.meta["iter"]} is saved to '
+                    f'The best checkpoint with {value:0.4f} {metric} (epoch '
+                    f'{save.meta["epoch"]}, iteration {save.meta["iter"]}) is saved to '
                     f'{self._best_file(metric, save.best_name)}.')
             for warning in save.warnings:
                 runner.logger.warning(warning)
