@@ -1,11 +1,14 @@
 """Train a config: python tools/train.py CONFIG [--load-from CKPT ...] [--resume [CKPT]] [...]."""
 import argparse
 import sys
-from typing import List, Optional
+from typing import TYPE_CHECKING, List, Optional
+
+if TYPE_CHECKING:
+    from bevfusion_enhanced.engine.train import TrainOptions
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
-    """Read the command line; nothing heavy is imported for it."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; nothing heavy is imported for it."""
     parser = argparse.ArgumentParser(
         description="Train a model in work_dirs/, the config's path below configs/, and a tag. The "
         'same command again goes on with what is there.')
@@ -54,25 +57,30 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='how several processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help='set by torch.distributed.launch')
-    return parser.parse_args(argv)
+    return parser
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Parse, train, and return the exit status."""
-    args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
+def options_of(args: argparse.Namespace) -> 'TrainOptions':
+    """What was asked for, as `engine.train` takes it."""
     from bevfusion_enhanced.engine.settings import Settings
-    from bevfusion_enhanced.engine.train import TrainOptions, set_local_rank, train
+    from bevfusion_enhanced.engine.train import TrainOptions, set_local_rank
     set_local_rank(args.local_rank)
     settings = Settings(batch_size=args.batch_size, accumulate=args.accumulate, lr=args.lr,
                         workers=args.workers, epochs=args.epochs, seed=args.seed)
-    options = TrainOptions(
+    return TrainOptions(
         config=args.config, work_dir=args.work_dir, extra_tag=args.extra_tag,
         load_from=args.load_from, source_classes=args.source_classes, resume=args.resume,
         restart=args.restart, fresh_schedule=args.fresh_schedule,
         trust_checkpoint=args.trust_checkpoint, deterministic=args.deterministic, amp=args.amp,
         settings=settings, overrides=args.cfg_options, launcher=args.launcher)
-    return run_cli(lambda: train(options))
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Parse, train, and return the exit status."""
+    args = build_parser().parse_args(argv)
+    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.train import train
+    return run_cli(lambda: train(options_of(args)))
 
 
 if __name__ == '__main__':

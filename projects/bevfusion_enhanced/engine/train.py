@@ -70,29 +70,43 @@ def train(options: TrainOptions) -> None:
     Raises:
         UserError: Something asked for is missing or wrong; nothing has been written by then.
     """
+    config = planned_config(options)
+    if config is not None:
+        from .preflight import check_config
+        check_config(config, mode='train')
+        run(config)
+
+
+def planned_config(options: TrainOptions) -> Optional[Config]:
+    """The config of the training that is to be run, with where it starts from.
+
+    Returns:
+        None where there is nothing to do, which is said.
+
+    Raises:
+        UserError: Something asked for is missing or wrong, or the run's folder holds another run.
+    """
     config = resolve(options)
     join_processes(config)
     use_run_files(config, load_from=options.load_from)
-    from .. import compat
-    from .preflight import check_config, trust_named_checkpoints
+    from .. import register
+    from .preflight import trust_named_checkpoints
     from .run_start import decide_start, once_for_all
-    compat.apply()
+    register()
     start = once_for_all(lambda: decide_start(
         config, load_from=options.load_from, resume=options.resume is not None,
         checkpoint=None if options.resume == AUTOMATIC else options.resume,
         restart=options.restart))
+    _say(start.notes)
     if start.kind == NOTHING:
-        _say(start.notes)
-        return
+        return None
     if options.fresh_schedule and start.kind == BEGIN:
         raise ConfigError('--fresh-schedule: only a run that is gone on with has an old schedule; '
                           'leave it out')
     start_from(config, options, going_on=start.kind == GO_ON)
     if options.trust_checkpoint:
         trust_named_checkpoints(config)
-    check_config(config, mode='train')
-    _say(start.notes)
-    run(config)
+    return config
 
 
 def run(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""A batch trained on in parts gives the update of the whole batch, whatever its losses divide by."""
+"""A batch trained on in parts gives the update of the whole batch, whatever losses divide by."""
 import copy
 
 import pytest
