@@ -11,28 +11,30 @@ import torch
 
 RandomState = Dict[str, Any]
 
-_WORD = (1 << 64) - 1
+_WORD = (1 << 32) - 1
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed of 64 bits that depends on every part and on their order."""
-    words = np.random.SeedSequence([part & _WORD for part in parts]).generate_state(1, np.uint64)
-    return int(words[0])
+    """A seed of 64 bits that depends on every part, on their order and on their number."""
+    words = [len(parts)]  # SeedSequence ignores zeros at the end
+    for part in parts:
+        words += [part & _WORD, part >> 32 & _WORD]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 def seed_cpu(seed: int) -> None:
     """Seed Python, NumPy and torch's CPU generator, each with a stream of its own."""
-    words = np.random.SeedSequence(seed & _WORD).generate_state(3, np.uint64)
-    random.seed(int(words[0]))
-    np.random.seed([int(words[1]) & 0xFFFFFFFF, int(words[1]) >> 32])
-    torch.default_generator.manual_seed(int(words[2]) >> 1)
+    python, numpy, generator = (derive_seed(seed, stream) for stream in range(3))
+    random.seed(python)
+    np.random.seed([numpy & _WORD, numpy >> 32])
+    torch.default_generator.manual_seed(generator >> 1)
 
 
 def seed_all(seed: int) -> None:
     """Seed the generators of `seed_cpu` and those of all GPUs."""
     seed_cpu(seed)
     if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(derive_seed(seed, 1) >> 1)
+        torch.cuda.manual_seed_all(derive_seed(seed, 3) >> 1)
 
 
 def capture_cpu() -> RandomState:
