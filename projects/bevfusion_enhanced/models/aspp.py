@@ -2,9 +2,8 @@
 
 Shapes: B samples, C input channels, O output channels, X and Y cells of the BEV map.
 """
-from typing import Sequence
+from typing import Optional, Sequence
 
-import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,9 +43,13 @@ class ASPP(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn `x` (B, C, X, Y) into (B, O, X, Y)."""
-        branches = [F.relu(norm(conv(x))) for conv, norm in zip(self.convs, self.bns)]
+        # a convolution of joined branches is the sum of theirs, without the copy that joins them
+        *weights, for_pooled = self.project.weight.split(self.project.out_channels, dim=1)
         pooled = x.mean(dim=(2, 3), keepdim=True)                                 # (B, C, 1, 1)
         pooled = F.relu(self.global_norm(self.global_conv(pooled)))               # (B, O, 1, 1)
-        branches.append(pooled.expand_as(branches[0]))                            # (B, O, X, Y)
-        fused = self.project_norm(self.project(torch.cat(branches, dim=1)))       # (B, O, X, Y)
-        return F.relu(fused)
+        shift = F.conv2d(pooled, for_pooled)                                      # (B, O, 1, 1)
+        fused: Optional[Tensor] = None
+        for conv, norm, weight in zip(self.convs, self.bns, weights):
+            branch = F.conv2d(F.relu(norm(conv(x)), inplace=True), weight)        # (B, O, X, Y)
+            fused = branch + shift if fused is None else fused.add_(branch)
+        return F.relu(self.project_norm(fused), inplace=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bevfusion_enhanced.models.calibration import Calibration
 from bevfusion_enhanced.models.camera.backbones import forget_geometry
 from bevfusion_enhanced.models.camera.window_attention import lean_blocks
+from bevfusion_enhanced.ops.layout import for_convolution
 
 
 class CameraEncoder(BaseModule):
@@ -47,6 +48,7 @@ class CameraEncoder(BaseModule):
             (B, C, X, Y).
         """
         B, N = images.shape[:2]
-        levels = self.neck(self.backbone(images.flatten(0, 1)))
+        levels = [for_convolution(level) for level in self.backbone(images.flatten(0, 1))]
+        levels = self.neck(levels)
         img_feats = levels[0].unflatten(0, (B, N))                             # (B, N, C, h, w)
         return self.vtransform(img_feats, points, calibration)

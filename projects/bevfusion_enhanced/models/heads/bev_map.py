@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.models.heads.base import TaskHead
+from bevfusion_enhanced.ops.layout import for_convolution
 
 # (first edge, last edge, step) in metres, along x and along y
 Scope = Sequence[Tuple[float, float, float]]
@@ -52,7 +53,7 @@ class BEVGridTransform(nn.Module):
             bev = F.interpolate(bev, scale_factor=self.prescale_factor, mode='bilinear',
                                 align_corners=False)
         grid = self.grid.to(bev.dtype).expand(len(bev), -1, -1, -1)                    # (B,U,V,2)
-        return F.grid_sample(bev, grid, mode='bilinear', align_corners=False)
+        return for_convolution(F.grid_sample(bev, grid, mode='bilinear', align_corners=False))
 
 
 def _relative_centers(source: Tuple[float, float, float],

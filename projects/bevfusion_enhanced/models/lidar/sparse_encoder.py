@@ -22,6 +22,7 @@ from spconv.pytorch import (
 from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
+from bevfusion_enhanced.ops.layout import for_convolution
 from bevfusion_enhanced.ops.threads import one_thread, use_threads_in_backward
 
 Padding = Union[int, Sequence[int]]
@@ -185,7 +186,7 @@ class BEVFusionSparseEncoder(BaseModule):
             x = SparseConvTensor(features.float(), coords.int().contiguous(), self.sparse_shape,
                                  batch_size)
             dense = self._encode_on_cpu(x) if features.device.type == 'cpu' else self._encode(x)
-        return dense.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        return for_convolution(dense.permute(0, 1, 4, 2, 3).flatten(1, 2))
 
     def _encode(self, x: SparseConvTensor) -> Tensor:
         """Voxels to the dense map (B, C, X, Y, Z)."""
