@@ -1,7 +1,10 @@
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
+import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -9,9 +12,11 @@ import mmdet3d
 import numpy as np
 import pytest
 from nuscenes import NuScenes
+from nuscenes.utils.splits import create_splits_scenes
 
 from bevfusion_enhanced.datasets.info_files import read_info_file, write_info_file
 from bevfusion_enhanced.datasets.nuscenes_infos import create_infos
+from bevfusion_enhanced.datasets.scene_reader import SceneReader
 from bevfusion_enhanced.datasets.vocabulary import CAMERAS, INFO_CLASSES
 from bevfusion_enhanced.errors import ConfigError, DataError
 
@@ -158,6 +163,80 @@ def test_workers_write_the_same(mini_nuscenes, tmp_path):
     assert {split: infos[1:] for split, infos in written.items()} == dict(train=(4, 1), val=(4, 1))
     entry = read_info_file(tmp_path / 'other_infos_val.pkl')['data_list'][1]
     assert len(entry['lidar_sweeps']) == 1
+
+
+def test_a_killed_run_goes_on(copy, tmp_path_factory, monkeypatch):
+    """Two scenes: the process is killed while it reads the second one."""
+    out, whole = tmp_path_factory.mktemp('killed'), tmp_path_factory.mktemp('whole')
+    read = SceneReader.scene
+    names = []
+
+    def slow(self, scene):
+        names.append(scene['name'])
+        if len(names) > 1:
+            time.sleep(60)
+        return read(self, scene)
+
+    monkeypatch.setattr(SceneReader, 'scene', slow)
+    process = multiprocessing.get_context('fork').Process(
+        target=create_infos, kwargs=dict(root_path=copy, version=VERSION, out_dir=out))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list(out.glob('.nuscenes_infos.partial/*/scene-*.pkl')):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not list(out.glob('*.pkl'))
+
+    monkeypatch.setattr(SceneReader, 'scene', lambda self, scene: names.append(scene['name'])
+                        or read(self, scene))
+    create_infos(root_path=copy, version=VERSION, out_dir=out)
+    done, = names
+    assert done in ('scene-0061', 'scene-0103')
+    assert [path.name for path in sorted(out.iterdir())] == ['nuscenes_infos_train.pkl',
+                                                             'nuscenes_infos_val.pkl']
+    create_infos(root_path=copy, version=VERSION, out_dir=whole)
+    for path in out.iterdir():
+        assert read_info_file(path) == read_info_file(whole / path.name)
+
+
+def test_scenes_done_from_other_tables_are_done_again(copy, tmp_path, monkeypatch):
+    stop = monkeypatch.setattr
+    read = SceneReader.scene
+    stop(SceneReader, 'scene', lambda self, scene: read(self, scene)
+         if scene['name'] == 'scene-0061' else (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        create_infos(root_path=copy, version=VERSION)
+    assert len(list(copy.glob('.nuscenes_infos.partial/*/scene-0061.pkl'))) == 1
+    edit(copy, 'log', lambda logs: [{**log, 'location': 'boston-seaport'} for log in logs])
+    stop(SceneReader, 'scene', read)
+    written = create_infos(root_path=copy, version=VERSION)
+    for split in written.values():
+        assert {info['location'] for info in read_info_file(split.path)['data_list']} == {
+            'boston-seaport'}
+    assert not list(copy.glob('.*'))
+
+
+def test_a_killed_worker_is_one_line(copy, monkeypatch):
+    monkeypatch.setattr(SceneReader, 'scene', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match='a worker process was killed.*fewer --workers'):
+        create_infos(root_path=copy, version=VERSION, workers=2)
+
+
+def test_the_test_split_has_no_annotations(copy):
+    """v1.0-test: every scene is of the test split, and nothing is annotated."""
+    test_scenes = create_splits_scenes()['test']
+    edit(copy, 'scene', lambda scenes: [{**scene, 'name': name}
+                                        for scene, name in zip(scenes, test_scenes)])
+    for table in ('sample_annotation', 'instance'):
+        edit(copy, table, lambda records: [])
+    (copy / VERSION).rename(copy / 'v1.0-test')
+    written = create_infos(root_path=copy, version='v1.0-test')
+    assert list(written) == ['test'] and written['test'].samples == 8
+    content = read_info_file(written['test'].path)
+    assert not any(info['instances'] for info in content['data_list'])
+    assert content['data_list'][0]['location'] and content['data_list'][1]['lidar_sweeps']
 
 
 def test_the_writer_leaves_whole_files_only(tmp_path):

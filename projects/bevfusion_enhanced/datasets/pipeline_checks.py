@@ -56,6 +56,8 @@ def _check_classes(classes: Sequence[str], metainfo: Mapping[str, Any], field: s
 def _check_sweeps(asked: int, samples: Sequence[dict], info_file: str) -> None:
     most = max(samples, key=lambda sample: len(sample.get('lidar_sweeps', ())))
     sweeps = most.get('lidar_sweeps', ())
+    if not sweeps and len(samples) == 1 and not most.get('prev'):
+        return  # the first of its scene
     if not sweeps:
         raise DataError(f'LoadPointsWithSweeps asks for {asked} sweeps, but info file {info_file} '
                         'lists none; set sweeps_num=0, or create it with tools/create_data.py '
