@@ -51,14 +51,15 @@ import json, pathlib, re, sys
 here = pathlib.Path(__file__).parent
 text, folder = pathlib.Path(sys.argv[1]).read_text(), pathlib.Path(sys.argv[4])
 with open(here / 'calls.txt', 'a') as calls:
-    print('test', folder.parent.parent.name, folder.parent.name, pathlib.Path(sys.argv[2]).parts[-4],
-          file=calls, flush=True)
+    print('test', folder.parent.parent.name, folder.parent.name,
+          pathlib.Path(sys.argv[2]).parts[-4], file=calls, flush=True)
 seed = int(re.search(r"seed=(\\d+)", text).group(1))
 value = float(re.search(r"value=([\\d.]+)", text).group(1)) + seed / 100
 out = folder / '20260101_000000'
 out.mkdir(parents=True, exist_ok=True)
 (out / 'metrics.json').write_text(json.dumps({
-    'object/mAP': value, 'object/NDS': value / 2, 'map/mean/iou@max': None, 'object/car/AOE': None}))
+    'object/mAP': value, 'object/NDS': value / 2, 'map/mean/iou@max': None,
+    'object/car/AOE': None}))
 '''
 BASE = '''
 model = dict(type='ToyModel', value=0.5, sizes=dict(width=4))
@@ -87,7 +88,7 @@ def work(tmp_path, monkeypatch):
     Path('toy_base.py').write_text(BASE.replace('width = 8', 'width = 2'))
     Path('a').mkdir()
     Path('a/plain.py').write_text(
-        "_base_ = '../base.py'\nablation = dict(question='What is compared with', reference=True)\n")
+        "_base_ = '../base.py'\nablation = dict(question='Compared with', reference=True)\n")
     Path('a/wide.py').write_text(
         "_base_ = '../base.py'\nablation = dict(question='A wider model | or so')\n"
         'model = dict(value=0.7, sizes=dict(width={{_base_.width}}))\n')
