@@ -6,7 +6,7 @@ agree with them.
 """
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
@@ -15,6 +15,7 @@ from .config import load_config
 from .evaluate import write_metrics
 
 NO_CONFIG = 'none'
+Scorer = Callable[[], Dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ def eval_saved(options: EvalSavedOptions) -> Dict[str, float]:
     from .metric_tables import print_tables
     compat.apply()
     asked = _Asked(options)
+    # all rules are compared before anything is scored
+    scorers = [make(path, asked, options) for make, path in ((_detection, submission), (_map, maps))
+               if path is not None]
     metrics: Dict[str, float] = {}
-    if submission is not None:
-        metrics.update(_detection(submission, asked, options))
-    if maps is not None:
-        metrics.update(_map(maps, asked, options))
+    for scorer in scorers:
+        metrics.update(scorer())
     print_tables(metrics)
     if options.out:
         print(f'metrics: {write_metrics(metrics, Path(options.out))}')
@@ -158,7 +160,7 @@ def _dataset(config: Config) -> Mapping[str, Any]:
     return next(leaf_datasets(loader['dataset'], 'test_dataloader.dataset'))[1]
 
 
-def _detection(path: Path, asked: _Asked, options: EvalSavedOptions) -> Dict[str, float]:
+def _detection(path: Path, asked: _Asked, options: EvalSavedOptions) -> Scorer:
     from ..evaluation.detection_results import load_submission, score_submission
     saved = load_submission(path)
     wanted = asked.detection()
@@ -172,21 +174,26 @@ def _detection(path: Path, asked: _Asked, options: EvalSavedOptions) -> Dict[str
         raise ConfigError(f'{path} does not say of which dataset it is; give a config, or '
                           '--data-root and --version')
     from ..evaluation.rings import DEFAULT_RINGS
-    scores = score_submission(
-        saved.boxes, data_root=data_root, version=version,
-        eval_version=rules.get('eval_version', 'detection_cvpr_2019'),
-        rings=options.rings or [tuple(ring) for ring in rules.get('rings', DEFAULT_RINGS)])
-    return {f'object/{name}': value for name, value in scores.metrics.items()}
+    rings = options.rings or [tuple(ring) for ring in rules.get('rings', DEFAULT_RINGS)]
+
+    def score() -> Dict[str, float]:
+        scores = score_submission(
+            saved.boxes, data_root=data_root, version=version, rings=rings,
+            eval_version=rules.get('eval_version', 'detection_cvpr_2019'))
+        return {f'object/{name}': value for name, value in scores.metrics.items()}
+    return score
 
 
-def _map(path: Path, asked: _Asked, options: EvalSavedOptions) -> Dict[str, float]:
+def _map(path: Path, asked: _Asked, options: EvalSavedOptions) -> Scorer:
     from ..evaluation.map_results import load_map_results, map_metrics, with_rings
     saved = load_map_results(path)
     _compare(path, saved.protocol, asked.map(), options)
     _describe(path, saved.protocol, saved.conditions)
-    if options.rings:
-        saved = with_rings(saved, options.rings, path.parent)
-    return {f'map/{name}': value for name, value in map_metrics(saved).items()}
+
+    def score() -> Dict[str, float]:
+        counted = with_rings(saved, options.rings, path.parent) if options.rings else saved
+        return {f'map/{name}': value for name, value in map_metrics(counted).items()}
+    return score
 
 
 def _compare(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any],
