@@ -1,7 +1,10 @@
 """What tools/test.py keeps of the mini model, scored again by tools/eval_saved.py."""
 import json
+import runpy
+import sys
 from pathlib import Path
 
+import mmdet3d
 import pytest
 import torch
 import toy
@@ -159,6 +162,28 @@ def test_views_and_failures_are_said_with_the_result(folder, results):
     assert about['protocol'] == json.loads(
         (results / 'results_nusc.about.json').read_text())['protocol']
     assert metrics_of(other)['map/mean/iou@0.50'] != metrics_of(results)['map/mean/iou@0.50']
+
+
+def test_mmdetection3ds_own_script_merges_views(folder, results, monkeypatch):
+    """By `tta_pipeline` and `tta_model` of the config; one view alone is the plain test."""
+    script = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / 'test.py'
+    if not script.is_file():
+        pytest.skip('this MMDetection3D was installed without its tools')
+    views = (folder / 'mini.py').read_text() + """
+tta_pipeline = [*test_pipeline[:-2], dict(type='TestTimeAug', transforms=[
+    [dict(type='BEVView')], *[[step] for step in test_pipeline[-2:]]])]
+tta_model = dict(type='BEVFusionTTAModel', map_scope=[_base_.map_bound, _base_.map_bound],
+                 box_merge='nms', iou_threshold=1.0)
+"""
+    (folder / 'views.py').write_text(views)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, 'argv', [str(script), 'views.py', 'a.pth', '--tta', '--work-dir',
+                                      'theirs', *toy.own_experiment()])
+    runpy.run_path(str(script), run_name='__main__')
+    path, = folder.glob('theirs/*/*.json')
+    found, expected = json.loads(path.read_text()), metrics_of(results)
+    assert found['map/mean/iou@0.50'] == pytest.approx(expected['map/mean/iou@0.50'], abs=1e-6)
+    assert found['object/NDS'] == pytest.approx(expected['object/NDS'], abs=1e-6)
 
 
 @pytest.mark.parametrize('options, says', [

@@ -5,7 +5,7 @@ from typing import Any, Collection, Dict, List, Mapping, Optional, Sequence, Tup
 
 from mmdet3d.registry import HOOKS
 from mmengine.dist import master_only
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -300,8 +300,9 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
 
 
 def _model(runner: Runner) -> nn.Module:
-    """The model itself, out of a wrapper such as DistributedDataParallel."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The model itself, out of DistributedDataParallel and of test-time augmentation."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model.module if isinstance(model, BaseTTAModel) else model
 
 
 def _sources(load_from: Union[str, Sequence[str], None]) -> Tuple[LoadSource, ...]:
