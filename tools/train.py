@@ -50,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     settings.add_argument('--epochs', type=int, metavar='N',
                           help='length of the training; schedules that end with it still do')
     settings.add_argument('--lr', type=float, metavar='RATE', help='base learning rate')
+    settings.add_argument('--auto-scale-lr', action='store_true',
+                          help='scale the learning rate with the batch of all processes')
     settings.add_argument('--seed', type=int, metavar='N', help='of all random numbers')
     parser.add_argument('--cfg-options', metavar='KEY=VALUE', nargs='+', action='extend',
                         default=[], help='change settings of the config')
@@ -72,7 +74,8 @@ def options_of(args: argparse.Namespace) -> 'TrainOptions':
         load_from=args.load_from, source_classes=args.source_classes, resume=args.resume,
         restart=args.restart, fresh_schedule=args.fresh_schedule,
         trust_checkpoint=args.trust_checkpoint, deterministic=args.deterministic, amp=args.amp,
-        settings=settings, overrides=args.cfg_options, launcher=args.launcher)
+        auto_scale_lr=args.auto_scale_lr, settings=settings, overrides=args.cfg_options,
+        launcher=args.launcher)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

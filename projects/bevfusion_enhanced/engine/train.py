@@ -19,6 +19,7 @@ from .config import (
     use_exact_resume,
     use_run_files,
 )
+from .process_group import use_cpu_processes
 from .settings import Settings, apply_settings
 
 AUTOMATIC = 'auto'
@@ -43,6 +44,7 @@ class TrainOptions:
             included.
         deterministic: Let two trainings on one machine be the same, bit for bit.
         amp: Train with automatic mixed precision.
+        auto_scale_lr: Scale the learning rate with the batch of all processes.
         settings: Batch size, epochs and the like.
         overrides: `key=value` pairs for the config.
         launcher: How several processes were started, as MMEngine names it.
@@ -59,6 +61,7 @@ class TrainOptions:
     trust_checkpoint: bool = False
     deterministic: bool = False
     amp: bool = False
+    auto_scale_lr: bool = False
     settings: Settings = Settings()
     overrides: Sequence[str] = ()
     launcher: str = 'none'
@@ -143,6 +146,8 @@ def resolve(options: TrainOptions) -> Config:
         make_deterministic(config)
     if options.amp:
         enable_amp(config)
+    if options.auto_scale_lr:
+        scale_lr(config)
     return config
 
 
@@ -200,21 +205,16 @@ def join_processes(config: Config) -> None:
             init_dist(config.launcher, **(config.get('env_cfg') or {}).get('dist_cfg', {}))
 
 
-def use_cpu_processes(config: Config, launcher: str) -> None:
-    """Join processes that have no GPU, which MMEngine's own start takes for granted.
+def scale_lr(config: Config) -> None:
+    """Scale the learning rate with the batch of all processes, from the one that it is meant for.
 
     Raises:
-        ConfigError: They were started by something else than torchrun.
+        ConfigError: The config does not say which that is.
     """
-    import torch
-    if launcher != 'pytorch' or 'RANK' not in os.environ:
-        raise ConfigError(f'--launcher {launcher}: without a GPU only processes started by '
-                          'torchrun can be joined; use torchrun and --launcher pytorch')
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
-    config.setdefault('model_wrapper_cfg', dict(
-        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-        find_unused_parameters=config.get('find_unused_parameters', False)))
+    if not (config.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ConfigError('--auto-scale-lr: the config does not say for how large a batch its '
+                          'learning rate is; add auto_scale_lr=dict(base_batch_size=N)')
+    config.auto_scale_lr.enable = True
 
 
 def enable_amp(config: Config) -> None:
