@@ -5,7 +5,12 @@ import json
 from rich.console import Console
 
 from bevfusion_enhanced.engine.evaluate import write_metrics
-from bevfusion_enhanced.engine.metric_tables import detection_table, map_table, print_tables
+from bevfusion_enhanced.engine.metric_tables import (
+    detection_table,
+    map_table,
+    parts_table,
+    print_tables,
+)
 
 METRICS = {
     'object/mAP': 0.5, 'object/NDS': 0.41234, 'object/mATE': 0.3, 'object/car/AP': 0.75,
@@ -35,3 +40,18 @@ def test_metrics_file_is_strict_json(tmp_path):
     path = write_metrics(METRICS, tmp_path / 'a' / 'metrics.json')
     read = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
     assert read['object/traffic_cone/AOE'] is None and read['object/NDS'] == 0.41234
+
+
+def test_parts_of_the_set_have_a_table_of_their_own(capsys):
+    metrics = {'map/divider/iou@0.50': 0.5, 'map/mean/iou@max': 0.5,
+               'map/0-15m/divider/iou@0.50': 0.25, 'map/0-15m/mean/iou@0.50': 0.125,
+               'map/night/divider/iou@0.50': 0.75, 'map/night/divider/iou@max': 0.99,
+               'object/0-15m/car/AP': 0.375}
+    table = parts_table(metrics, task='map', column='iou@0.50', title='parts')
+    assert [column.header for column in table.columns] == ['class', '0-15m', 'night']
+    rows = [list(column.cells) for column in table.columns]
+    assert rows == [['divider', 'mean'], ['0.250', '0.125'], ['0.750', '-']]
+    assert parts_table(metrics, task='object', column='ATE', title='parts') is None
+    print_tables(metrics)
+    printed = capsys.readouterr().out
+    assert '0.375' in printed and '0.990' not in printed and '0-15m' in printed
