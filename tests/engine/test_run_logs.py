@@ -94,3 +94,13 @@ def test_damaged_and_foreign_logs_are_told(begin, tmp_path):
 def test_log_dir_of_another_name_is_used_as_it_is(tmp_path):
     backend = RunLocalVisBackend(save_dir=str(tmp_path / 'here'))
     assert Path(backend._scalar_save_file) == tmp_path / 'here' / 'scalars.json'
+
+
+def test_logs_of_another_run_stay(begin, tmp_path):
+    runner = begin('1')
+    log(runner, 1)
+    runner.work_dir = str(tmp_path / 'other')  # a second run in one process, with one visualizer
+    assert run_logs.measure(runner) == {}
+    run_logs.start_anew(runner)
+    assert run_logs.rewind(runner, {}, iteration=1) == ()
+    assert logged(tmp_path) == ([1], [1])

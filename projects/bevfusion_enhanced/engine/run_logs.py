@@ -40,7 +40,7 @@ def measure(runner: Runner) -> LogLengths:
     lengths: LogLengths = {}
     for log in logs_of(runner):
         log.flush_log()
-        for path in log.log_files():
+        for path in _files(log, runner):
             size = path.stat().st_size
             lengths[_name(path, runner)] = dict(size=size, tail=_digest_before(path, size))
     return lengths
@@ -61,7 +61,7 @@ def rewind(runner: Runner, lengths: LogLengths, *, iteration: int) -> Tuple[str,
     if not is_main_process():
         return ()
     for log in logs_of(runner):
-        for path in log.log_files():
+        for path in _files(log, runner):
             notes += _rewind_file(path, lengths.get(_name(path, runner)), runner)
         log.resume_log(iteration)
     return tuple(notes)
@@ -71,7 +71,7 @@ def start_anew(runner: Runner) -> None:
     """Set logs aside that an earlier start without a checkpoint left; only in the main process."""
     if is_main_process():
         for log in logs_of(runner):
-            for path in log.log_files():
+            for path in _files(log, runner):
                 _set_aside(path, runner)
 
 
@@ -79,6 +79,12 @@ def logs_of(runner: Runner) -> List[RunLog]:
     """The logs of a runner."""
     candidates: Iterable[Any] = (*runner.visualizer._vis_backends.values(), *runner.hooks)
     return [candidate for candidate in candidates if isinstance(candidate, RunLog)]
+
+
+def _files(log: RunLog, runner: Runner) -> List[Path]:
+    """Those of this run: MMEngine's visualizer, one for a process, may be that of a run before."""
+    folder = Path(runner.work_dir).resolve()
+    return [path for path in log.log_files() if path.resolve().is_relative_to(folder)]
 
 
 def _rewind_file(path: Path, length: Dict[str, Any], runner: Runner) -> List[str]:
