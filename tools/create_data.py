@@ -61,17 +61,23 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def create(args: argparse.Namespace) -> None:
     """Write the info files and the GT database, and say what was written."""
-    from bevfusion_enhanced.datasets.nuscenes_infos import create_infos, require_split
+    from bevfusion_enhanced.datasets.nuscenes_infos import (
+        create_infos,
+        forget_scenes,
+        require_split,
+    )
     if args.gt_database:
         require_split(args.root_path, args.version, SPLIT, args.splits)
     written = create_infos(
         root_path=args.root_path, version=args.version, out_dir=args.out_dir,
         info_prefix=args.info_prefix, max_sweeps=args.max_sweeps, workers=args.workers,
-        skip_incomplete_scenes=args.skip_incomplete_scenes, splits_file=args.splits)
+        skip_incomplete_scenes=args.skip_incomplete_scenes, splits_file=args.splits,
+        keep_scenes=args.gt_database)
     for split, infos in written.items():
         print(f'{split}: {infos.samples} key frames of {infos.scenes} scenes -> {infos.path}')
     if args.gt_database:
         create_database(args, str(written[SPLIT].path))
+        forget_scenes(args.out_dir or args.root_path, args.info_prefix)
 
 
 def create_database(args: argparse.Namespace, info_file: str) -> None:
@@ -92,7 +98,7 @@ def verify(args: argparse.Namespace) -> list:
     with mmengine_ready():
         verified = verify_files(
             root_path=args.root_path, version=args.version, out_dir=args.out_dir,
-            info_prefix=args.info_prefix, workers=args.workers)
+            info_prefix=args.info_prefix, splits_file=args.splits, workers=args.workers)
     for problem in verified.problems:
         print(problem)
     print(f'{verified.files} files of {", ".join(verified.info_files)}: '

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from bevfusion_enhanced.datasets import object_database_writer
 from bevfusion_enhanced.datasets.file_checks import verify_files
 from bevfusion_enhanced.datasets.info_files import read_info_file, read_pickle
+from bevfusion_enhanced.datasets.scene_reader import SceneReader
 from bevfusion_enhanced.errors import ConfigError
 
 VERSION = 'v1.0-mini'
@@ -93,6 +95,22 @@ def test_one_problem_is_one_line(own, spoil, path, says):
     spoil(own)
     problem, = verify_files(root_path=own, version=VERSION, workers=2).problems
     assert path in problem.path and says in str(problem) and '\n' not in str(problem)
+
+
+def test_a_run_stopped_in_the_gt_database_reads_no_scene_again(own, tool, capsys, monkeypatch):
+    arguments = ['--root-path', str(own), '--version', VERSION, '--workers', '1', '--gt-database']
+
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(object_database_writer, '_cut_scene', stop)
+        assert tool.main(arguments) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneReader, 'scene', stop)
+        assert tool.main(arguments) == 0
+    assert 'val: 4 key frames' in capsys.readouterr().out
+    assert not [path for path in own.rglob('*') if path.name.startswith('.')]
 
 
 def test_wrong_requests(own, tool, capsys):

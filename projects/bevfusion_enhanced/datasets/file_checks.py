@@ -44,7 +44,7 @@ class _File(NamedTuple):
 
 def verify_files(*, root_path: Union[str, Path], version: str,
                  out_dir: Optional[Union[str, Path]] = None, info_prefix: str = 'nuscenes',
-                 workers: int = 1) -> Verified:
+                 splits_file: Optional[Union[str, Path]] = None, workers: int = 1) -> Verified:
     """Check what the info files of a version name: scans, sweeps, images, maps, the GT database.
 
     A scan must be a multiple of its records, an image must begin and end as its format asks, a map
@@ -55,6 +55,7 @@ def verify_files(*, root_path: Union[str, Path], version: str,
         version: Name of the folder of tables.
         out_dir: Where the info files lie; None is the root.
         info_prefix: Start of their names.
+        splits_file: Splits in place of the version's own.
         workers: Number of processes.
 
     Raises:
@@ -65,7 +66,8 @@ def verify_files(*, root_path: Union[str, Path], version: str,
         raise ConfigError(f'workers is {workers}; expected at least 1')
     root = Path(root_path)
     folder = root if out_dir is None else Path(out_dir)
-    names = [f'{info_prefix}_infos_{split}.pkl' for split in read_splits(root, version)]
+    names = [f'{info_prefix}_infos_{split}.pkl' for split
+             in read_splits(root, version, splits_file)]
     problems: List[Problem] = []
     files: Dict[str, _File] = {}
     for path in (folder / name for name in names):

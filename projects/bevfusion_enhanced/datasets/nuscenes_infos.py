@@ -42,7 +42,7 @@ class SplitInfos(NamedTuple):
 def create_infos(*, root_path: Union[str, Path], version: str,
                  out_dir: Optional[Union[str, Path]] = None, info_prefix: str = 'nuscenes',
                  max_sweeps: int = MAX_SWEEPS, workers: int = 1,
-                 skip_incomplete_scenes: bool = False,
+                 skip_incomplete_scenes: bool = False, keep_scenes: bool = False,
                  splits_file: Optional[Union[str, Path]] = None) -> Dict[str, SplitInfos]:
     """Write `<info_prefix>_infos_<split>.pkl` for each split of a version.
 
@@ -58,6 +58,7 @@ def create_infos(*, root_path: Union[str, Path], version: str,
         workers: Number of processes.
         skip_incomplete_scenes: Leave out scenes with missing sensor files, as of a partial
             download.
+        keep_scenes: Keep the finished scenes for another run, until `forget_scenes`.
         splits_file: Splits in place of the version's own, in the form of `splits.json`.
 
     Returns:
@@ -80,7 +81,7 @@ def create_infos(*, root_path: Union[str, Path], version: str,
                         '--version')
 
     folder = root if out_dir is None else Path(out_dir)
-    kept = folder / f'.{info_prefix}_infos.partial'
+    kept = _kept_folder(folder, info_prefix)
     done = kept / _fingerprint(root / version, max_sweeps)
     with shared_map((SceneReader(database, max_sweeps), done), workers) as in_parallel:
         missing = _missing_files(scenes, in_parallel, skip_incomplete_scenes)
@@ -95,8 +96,14 @@ def create_infos(*, root_path: Union[str, Path], version: str,
                                                       if scene in names])
         os.replace(kept / name, folder / name)
         written[split] = SplitInfos(folder / name, *counts)
-    shutil.rmtree(kept, ignore_errors=True)
+    if not keep_scenes:
+        forget_scenes(folder, info_prefix)
     return written
+
+
+def forget_scenes(out_dir: Union[str, Path], info_prefix: str = 'nuscenes') -> None:
+    """Remove the finished scenes that `create_infos` kept beside the info files."""
+    shutil.rmtree(_kept_folder(Path(out_dir), info_prefix), ignore_errors=True)
 
 
 def open_database(root: Path, version: str) -> NuScenes:
@@ -201,6 +208,10 @@ def _fingerprint(tables: Path, max_sweeps: int) -> str:
     facts = [ENTRY_FORM, max_sweeps, str(tables.resolve())]
     facts += [(name, state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _kept_folder(folder: Path, info_prefix: str) -> Path:
+    return folder / f'.{info_prefix}_infos.partial'
 
 
 def _done_file(done: Path, scene: dict) -> Path:
