@@ -7,7 +7,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='PartialLoadCheckpointHook', interval=1, more_epochs='stretch'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    dataset=dict(type='DatasetHook'))
+    dataset=dict(type='DatasetHook'),
+    visualization=dict(type='ShowDirHook'))  # for tools/test.py --show-dir of MMDetection3D
 monitoring = dict(
     interval=50, cosine_interval=200, update_interval=100, warn_norm=None, warn_share=0.05,
     auxiliary_ratio=5.0, max_bad_steps=10)
@@ -21,7 +22,7 @@ log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
 
 vis_backends = [dict(type='RunLocalVisBackend'), dict(type='RunTensorboardVisBackend')]
-visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='BEVFusionVisualizer', vis_backends=vis_backends, name='visualizer')
 
 load_from = None
 resume = False

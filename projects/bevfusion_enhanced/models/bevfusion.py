@@ -10,7 +10,7 @@ task the fused map is what is shared, and `task_decoders.<task>` comes before th
 Shapes: B samples, N cameras, H x W pixels, P points, C channels, X cells along LiDAR x (right)
 and Y along LiDAR y (forward) of the BEV map.
 """
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mmdet3d.models import Base3DDetector
 from mmdet3d.registry import MODELS
@@ -183,9 +183,14 @@ class BEVFusion(Base3DDetector):
                     setattr(sample, field, element)
         return list(batch_data_samples)
 
-    def _forward(self, batch_inputs_dict: Dict[str, Any],
-                 batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:
-        """Tensor mode: the BEV map (B, C, X, Y) that all tasks share."""
+    def _forward(self, batch_inputs_dict: Union[Dict[str, Any], Tensor],
+                 batch_data_samples: Optional[Sequence[Det3DDataSample]] = None) -> Tensor:
+        """Tensor mode: the BEV map (B, C, X, Y) that all tasks share.
+
+        MMDetection3D's script that counts operations gives nothing but clouds (B, P, 5).
+        """
+        if isinstance(batch_inputs_dict, Tensor):
+            batch_inputs_dict = dict(points=list(batch_inputs_dict))
         return self.extract_feat(batch_inputs_dict, batch_data_samples)
 
 

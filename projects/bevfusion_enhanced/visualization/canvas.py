@@ -53,15 +53,16 @@ def stack_rows(rows: Tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def save_picture(image: np.ndarray, path: Path) -> None:
-    """Write (H, W, 3) uint8 RGB as PNG.
+    """Write (H, W, 3) uint8 RGB as PNG, or as JPEG where the name ends so.
 
     Raises:
         ConfigError: If the file exists: nothing of an earlier run is overwritten.
     """
+    form = 'JPEG' if path.suffix.lower() in ('.jpg', '.jpeg') else 'PNG'
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open('xb') as stream:
-            Image.fromarray(image).save(stream, format='PNG')
+            Image.fromarray(image).save(stream, format=form)
     except FileExistsError:
         raise ConfigError(f'{path} exists already and is not overwritten; '
                           'choose another folder for the pictures') from None
