@@ -54,7 +54,7 @@ def apply_settings(config: Config, settings: Settings) -> None:
     if settings.accumulate is not None:
         _accumulate(config, settings.accumulate)
     if settings.seed is not None:
-        config.setdefault('randomness', {})['seed'] = settings.seed
+        config.merge_from_dict(dict(randomness=dict(seed=settings.seed)))
 
 
 def set_epochs(config: Config, epochs: int) -> None:
