@@ -231,3 +231,25 @@ def test_wrong_requests(mini_nuscenes, tmp_path):
     write_info_file(content, tmp_path / 'infos.pkl')
     with pytest.raises(DataError, match='no object of its 1 scenes'):
         create(mini_nuscenes, tmp_path, info_file=tmp_path / 'infos.pkl')
+
+
+@pytest.mark.needs_shared
+def test_a_real_frame_has_as_many_points_as_nuscenes_counted(shared, tmp_path):
+    source = shared / 'nuscenes_sample'
+    content = read_info_file(next(source.glob('*.pkl')))
+    content['data_list'][0]['scene_name'] = 'scene-0061'
+    write_info_file(content, tmp_path / 'infos.pkl')
+    (tmp_path / 'samples').mkdir()
+    (tmp_path / 'samples' / 'LIDAR_TOP').symlink_to(source)
+    create(tmp_path, tmp_path, info_file=tmp_path / 'infos.pkl', sweeps_num=0)
+    instances = [box for box in content['data_list'][0]['instances']
+                 if box['bbox_label_3d'] >= 0 and box['bbox_3d_isvalid']]
+    counted = np.array([box['num_lidar_pts'] for box in instances])
+    cut = np.zeros(len(instances), dtype=int)
+    for infos in read_pickle(tmp_path / 'nuscenes_dbinfos_train.pkl').values():
+        for info in infos:
+            cut[info['gt_idx']] = info['num_points_in_gt']
+    assert counted.sum() > 100
+    # nuScenes counted within the box itself, which is tilted against the LiDAR's vertical.
+    assert (cut == counted).mean() > 0.8
+    assert np.abs(cut - counted).sum() < 0.05 * counted.sum()
