@@ -2,16 +2,21 @@
 
 Left out: `benchmark.py` and the distributed scripts call CUDA whatever the machine has.
 """
+import functools
 import json
 import runpy
 import sys
 import types
 from pathlib import Path
 
+import mmcv.cnn
 import mmdet3d
 import pytest
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 from PIL import Image
+
+from bevfusion_enhanced.visualization import BEVFusionVisualizer
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(mmdet3d.__file__).parent / '.mim' / 'tools'
@@ -47,6 +52,17 @@ def config(mini_nuscenes, tmp_path_factory):
     path.write_text(PLACES.format(base=str(REPO / 'configs/mini/phase4a_task_gca.py'),
                                   root=f'{mini_nuscenes}/'))
     return path
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_process_of_its_own():
+    forget_visualizers()
+
+
+def forget_visualizers() -> None:
+    """Visualizers of one name are one for a process."""
+    for kind in (Visualizer, BEVFusionVisualizer):
+        kind._instance_dict.clear()
 
 
 @pytest.fixture
@@ -86,6 +102,7 @@ def test_browse_dataset_draws_every_sample(call, config, tmp_path, options):
 def trained(config, tmp_path_factory):
     """Folder of a training by MMDetection3D's script."""
     folder = tmp_path_factory.mktemp('theirs')
+    forget_visualizers()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['train.py', str(config), '--work-dir', str(folder / 'run')])
         runpy.run_path(str(SCRIPTS / 'train.py'), run_name='__main__')
@@ -114,13 +131,16 @@ def test_analyze_logs_reads_what_we_log(call, trained, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'seaborn', style)
     log = next(path for path in trained.rglob('scalars.json') if 'test' not in path.parts)
     call('analysis_tools/analyze_logs.py', 'plot_curve', log, '--keys', 'loss',
-         'loss/object/heatmap', '--out', tmp_path / 'curve.png', '--backend', 'Agg')
+         'heatmap', '--out', tmp_path / 'curve.png', '--backend', 'Agg')
     assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
     printed = call('analysis_tools/analyze_logs.py', 'cal_train_time', log)
     assert 'average iter time' in printed
 
 
-def test_get_flops_counts_the_lidar_part(call, tmp_path):
+def test_get_flops_counts_the_lidar_part(call, tmp_path, monkeypatch):
+    # by default it prints to what was standard output when it was imported
+    monkeypatch.setattr(mmcv.cnn, 'get_model_complexity_info', functools.partial(
+        mmcv.cnn.get_model_complexity_info, print_per_layer_stat=False))
     over_toy = tmp_path / 'lidar.py'
     over_toy.write_text(f"_base_ = {str(REPO / 'configs/mini/phase4a_task_gca.py')!r}\n"
                         'model = dict(encoders=dict(camera=None), fuser=None)\n')

@@ -42,7 +42,13 @@ class RunLocalVisBackend(LocalVisBackend):
         self._waiting: Dict[str, List[str]] = {}
 
     def _dump(self, value_dict: Dict[str, Any], file_path: str, file_format: str) -> None:
-        """Append a line, after those that wait."""
+        """Append a line, after those that wait.
+
+        MMDetection3D's analyze_logs.py takes no step and time from where a name with a slash comes
+        before them, as in a validation's line. So in training's they come first, in others last.
+        """
+        training = 'loss' in value_dict
+        value_dict = dict(sorted(value_dict.items(), key=lambda item: ('/' in item[0]) == training))
         told = bool(self._waiting)
         self._waiting.setdefault(file_path, []).append(
             dump(value_dict, file_format=file_format) + '\n')

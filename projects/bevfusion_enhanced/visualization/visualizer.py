@@ -34,7 +34,9 @@ class BEVFusionVisualizer(Visualizer):
 
     def __init__(self, name: str = 'visualizer', *, vis_backends: Optional[List[Dict]] = None,
                  save_dir: Optional[str] = None, map_threshold: float = 0.5) -> None:
-        super().__init__(name=name, vis_backends=vis_backends, save_dir=save_dir)
+        if save_dir is None:  # browsing a dataset is no run: there is no folder to log to
+            vis_backends = [backend for backend in vis_backends or () if 'save_dir' in backend]
+        super().__init__(name=name, vis_backends=vis_backends or None, save_dir=save_dir)
         self.map_threshold = map_threshold
 
     @master_only
