@@ -32,7 +32,7 @@ load_map = dict(
 load_points = dict(type='LoadPointsWithSweeps', sweeps_num=sweeps_num, load_dim=5, use_dim=5)
 
 train_pipeline = [
-    dict(type='LoadMultiViewImages'),
+    dict(type='LoadMultiViewImages', reduction='auto'),
     load_points,
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True, with_attr_label=False),
     dict(
@@ -57,7 +57,7 @@ train_pipeline = [
     dict(type='PackBEVFusionInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadMultiViewImages'),
+    dict(type='LoadMultiViewImages', reduction='auto'),
     load_points,
     dict(
         type='ImageAug3D',

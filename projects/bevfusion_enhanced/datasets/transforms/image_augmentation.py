@@ -14,6 +14,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
+from bevfusion_enhanced.datasets.encoded_image import EncodedImage, reduction_for
 from bevfusion_enhanced.errors import ConfigError
 
 _HALF_PIXEL = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], dtype=np.float64)
@@ -87,8 +88,13 @@ class ImageAug3D(BaseTransform):
         matrices = np.tile(np.eye(4), (len(results['img']), 1, 1))
         images = []
         for index, image in enumerate(results['img']):
-            affine = self.draw(*results['image_sizes'][index]).matrix(*self.final_dim)
+            drawn = self.draw(*results['image_sizes'][index])
+            affine = drawn.matrix(*self.final_dim)
             decoded = _plane(results['img_aug_matrix'][index])
+            if isinstance(image, EncodedImage):
+                reduction = reduction_for(drawn.resize)
+                image = image.decode(reduction)
+                decoded = np.diag([1 / reduction, 1 / reduction, 1]) @ decoded
             images.append(resample(image, affine @ np.linalg.inv(decoded), self.final_dim))
             matrices[index][:2, [0, 1, 3]] = affine[:2]
         results['img'] = images

@@ -6,20 +6,18 @@ of the original BEVFusion. `a2b` maps homogeneous column vectors from a to b.
 
 Shapes: N cameras, P points, H and W of an image.
 """
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Union
 
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures.points import LiDARPoints
-from PIL import Image
 
+from bevfusion_enhanced.datasets.encoded_image import REDUCTIONS, EncodedImage
 from bevfusion_enhanced.datasets.lidar_beams import check_beams, reduce_beams
 from bevfusion_enhanced.errors import ConfigError, DataError
 
-_JPEG_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
-               8: cv2.IMREAD_REDUCED_COLOR_8}
+AUTOMATIC = 'auto'
 
 
 def _read_bytes(path: str, *, dtype: type, sample: str, what: str) -> np.ndarray:
@@ -30,59 +28,51 @@ def _read_bytes(path: str, *, dtype: type, sample: str, what: str) -> np.ndarray
                         f'{error.strerror or error}') from None
 
 
-def _cut_short(data: np.ndarray) -> bool:
-    """Whether a JPEG lacks its end; decoders only warn and fill the rest with grey."""
-    is_jpeg = data[:2].tobytes() == b'\xff\xd8'
-    return is_jpeg and b'\xff\xd9' not in data[-1024:].tobytes()
-
-
-def _file_size(path: str, image: np.ndarray, reduction: int) -> Tuple[int, int]:
-    """(height, width) of the file of which `image` is a reduced decoding."""
-    if reduction == 1:
-        return image.shape[:2]
-    with Image.open(path) as file:
-        return file.height, file.width
-
-
 @TRANSFORMS.register_module()
 class LoadMultiViewImages(BaseTransform):
     """Read the images of a sample and the matrices that go with them.
 
     Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam), `token`. Added keys:
-    `img` (list of N (H, W, 3) uint8 RGB), `img_path`, `camera_names`, `image_sizes` (N, 2: height
-    and width of the files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`, `cam2lidar`, `lidar2img`
+    `img` (list of N (H, W, 3) uint8 RGB, or of N `EncodedImage`), `img_path`, `camera_names`,
+    `image_sizes` (N, 2: height and width of the files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`, `cam2lidar`, `lidar2img`
     (of the files' pixels), `img_aug_matrix` (files' pixels to `img`'s).
 
     Args:
         cameras: Names of the cameras in the order of N; None takes all in the info file's order.
         reduction: Decode at 1/reduction of the file's size (1, 2, 4 or 8), which costs a JPEG
             decoder much less than to decode all and shrink. For images that are shrunk anyway.
+            'auto' leaves decoding to `ImageAug3D`, which knows how much each image shrinks.
 
     Raises:
         ConfigError: An impossible reduction, or a camera that the info file does not have.
         DataError: An image is missing or unreadable; names the file and the sample.
     """
 
-    def __init__(self, *, cameras: Optional[Sequence[str]] = None, reduction: int = 1) -> None:
-        if reduction not in _JPEG_FLAGS:
-            raise ConfigError(f'reduction is {reduction}; an image decodes at 1/1, 1/2, 1/4 or 1/8')
+    def __init__(self, *, cameras: Optional[Sequence[str]] = None,
+                 reduction: Union[int, str] = 1) -> None:
+        if reduction not in (*REDUCTIONS, AUTOMATIC):
+            raise ConfigError(f'reduction is {reduction}; an image decodes at 1/1, 1/2, 1/4 or '
+                              f'1/8, or {AUTOMATIC!r} chooses')
         self.cameras = None if cameras is None else tuple(cameras)
         self.reduction = reduction
 
     def transform(self, results: dict) -> dict:
         """Read the images; see the class."""
         views = self._views(results)
-        results['img'] = [self._read(view['img_path'], results['token']) for view in views]
+        files = [self._read(view['img_path'], results['token']) for view in views]
+        automatic = self.reduction == AUTOMATIC
+        reduction = 1 if automatic else self.reduction
+        results['img'] = files if automatic else [file.decode(reduction) for file in files]
         results['img_path'] = [view['img_path'] for view in views]
         results['camera_names'] = list(self.cameras or results['images'])
         results['image_sizes'] = np.array(
-            [_file_size(path, image, self.reduction)
-             for path, image in zip(results['img_path'], results['img'], strict=True)])
+            [image.shape[:2] for image in results['img']] if self.reduction == 1 else
+            [file.size for file in files])
 
         cam2img = np.tile(np.eye(4), (len(views), 1, 1))
         cam2img[:, :3, :3] = [np.asarray(view['cam2img'])[:3, :3] for view in views]
         lidar2cam = np.array([view['lidar2cam'] for view in views], dtype=np.float64)
-        shrink = np.diag([1 / self.reduction, 1 / self.reduction, 1, 1])
+        shrink = np.diag([1 / reduction, 1 / reduction, 1, 1])
         matrices = dict(cam2img=cam2img, lidar2cam=lidar2cam, cam2lidar=np.linalg.inv(lidar2cam),
                         lidar2img=cam2img @ lidar2cam,
                         img_aug_matrix=np.tile(shrink, (len(views), 1, 1)))
@@ -98,15 +88,9 @@ class LoadMultiViewImages(BaseTransform):
                               f'{list(images)}')
         return [images[name] for name in self.cameras or images]
 
-    def _read(self, path: str, sample: str) -> np.ndarray:
+    def _read(self, path: str, sample: str) -> EncodedImage:
         data = _read_bytes(path, dtype=np.uint8, sample=sample, what='image')
-        flag = _JPEG_FLAGS[self.reduction] | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(data, flag) if data.size and not _cut_short(data) else None
-        if image is None:
-            raise DataError(f'cannot decode the image of sample {sample}: {path} ({data.size} '
-                            'bytes); fetch the file again')
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-        return image
+        return EncodedImage(data, path=path, sample=sample)
 
 
 @TRANSFORMS.register_module()
