@@ -224,9 +224,9 @@ def _read_config(path: str, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
 def _build_model(path: str, overrides: Sequence[str]) -> Tuple[Mapping[str, Any], Any]:
     """The config and its model, as a training builds it."""
     from .. import register
+    register()
     from .config import load_config
     from .preflight import check_modalities_of_model
-    register()
     config = load_config(path, overrides)
     if not isinstance(config.get('model'), Mapping):
         raise CheckpointError(f'config {path} has no model=dict(...), so nothing can be checked '

@@ -1,4 +1,5 @@
 """What `tools/experiments.py` does, a function for each command."""
+import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -18,6 +19,8 @@ from .run_tables import (
 )
 from .runs import HEADLINES, Run, best_run, list_runs, read_lines, select_runs
 from .settings import differing_settings, read_config
+
+_WIDTH = 180
 
 
 def list_all(*, root: Path, console: Optional[Console] = None) -> None:
@@ -135,4 +138,5 @@ def _readable_files(files: RunFiles) -> List[Path]:
 
 
 def _console(console: Optional[Console]) -> Console:
-    return console or Console()
+    """The one given, or standard output; where that is no terminal, lines are not folded at 80."""
+    return console or Console(width=None if sys.stdout.isatty() else _WIDTH)
