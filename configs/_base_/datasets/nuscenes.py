@@ -30,6 +30,23 @@ load_map = dict(
     xbound=map_bound,
     ybound=map_bound)
 load_points = dict(type='LoadPointsWithSweeps', sweeps_num=sweeps_num, load_dim=5, use_dim=5)
+object_sample = dict(  # not in the pipeline below: see nuscenes_gt_paste.py
+    type='BEVFusionObjectSample',
+    info_path=data_root + 'nuscenes_dbinfos_train.pkl',
+    classes=class_names,
+    sample_groups=dict(
+        car=2,
+        truck=3,
+        construction_vehicle=7,
+        bus=4,
+        trailer=6,
+        barrier=2,
+        motorcycle=6,
+        bicycle=6,
+        pedestrian=2,
+        traffic_cone=2),
+    min_points=5,
+    stop_epoch=15)  # of twenty
 
 train_pipeline = [
     dict(type='LoadMultiViewImages', reduction='auto'),
