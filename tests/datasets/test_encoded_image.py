@@ -3,7 +3,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bevfusion_enhanced.datasets.encoded_image import EncodedImage, reduction_for
+from bevfusion_enhanced.datasets.encoded_image import EncodedImage, black_like, reduction_for
 from bevfusion_enhanced.datasets.transforms import ImageAug3D, LoadMultiViewImages
 from bevfusion_enhanced.errors import DataError
 
@@ -58,3 +58,10 @@ def test_broken_files_are_named(tmp_path, views, spoil):
     image = EncodedImage(data, path=str(path), sample='abc')
     with pytest.raises(DataError, match='abc.*view.jpg'):
         image.size, image.decode()
+
+
+def test_a_lost_camera_is_black(views):
+    results = LoadMultiViewImages(reduction='auto')(dict(views))
+    results['img'][0] = black_like(results['img'][0])
+    lost, kept = ImageAug3D(final_dim=[64, 96], resize_lim=[0.4, 0.4])(results)['img']
+    assert lost.max() == 0 < kept.max()

@@ -4,7 +4,7 @@ A JPEG decoder can leave out the fine half, three quarters or seven eighths of e
 which costs it much less than to decode all of it for a resize that throws it away.
 """
 import io
-from typing import Tuple
+from typing import Tuple, Union
 
 import cv2
 import numpy as np
@@ -62,6 +62,13 @@ class EncodedImage:
 def reduction_for(resize: float) -> int:
     """The largest reduction after which an image that is resized by `resize` still shrinks."""
     return max(reduction for reduction in REDUCTIONS if reduction == 1 or resize * reduction <= 1)
+
+
+def black_like(image: Union[np.ndarray, EncodedImage]) -> np.ndarray:
+    """A black image (H, W, 3) uint8 of the size of the file, or of the decoded image."""
+    if isinstance(image, EncodedImage):
+        return np.zeros((*image.size, 3), dtype=np.uint8)
+    return np.zeros_like(image)
 
 
 def _cut_short(data: np.ndarray) -> bool:

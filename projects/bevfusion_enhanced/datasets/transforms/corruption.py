@@ -14,6 +14,7 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 from scipy.spatial.transform import Rotation
 
+from bevfusion_enhanced.datasets.encoded_image import black_like
 from bevfusion_enhanced.errors import ConfigError, DataError
 
 _BY_CAMERA = ('img', 'img_path', 'camera_names', 'image_sizes', 'cam2img', 'lidar2cam', 'cam2lidar',
@@ -59,7 +60,7 @@ class DropCameras(BaseTransform):
         lost = self._lost(results)
         results = dict(results)
         if not self.remove:
-            results['img'] = [np.zeros_like(image) if index in lost else image
+            results['img'] = [black_like(image) if index in lost else image
                               for index, image in enumerate(results['img'])]
             return results
         kept = [index for index in range(len(results['img'])) if index not in lost]

@@ -34,8 +34,9 @@ class LoadMultiViewImages(BaseTransform):
 
     Required keys: `images` (one entry a camera: img_path, cam2img, lidar2cam), `token`. Added keys:
     `img` (list of N (H, W, 3) uint8 RGB, or of N `EncodedImage`), `img_path`, `camera_names`,
-    `image_sizes` (N, 2: height and width of the files), and float32 (N, 4, 4) `cam2img`, `lidar2cam`, `cam2lidar`, `lidar2img`
-    (of the files' pixels), `img_aug_matrix` (files' pixels to `img`'s).
+    `image_sizes` (N, 2: height and width of the files), and float32 (N, 4, 4) `cam2img`,
+    `lidar2cam`, `cam2lidar`, `lidar2img` (of the files' pixels), `img_aug_matrix` (files' pixels to
+    `img`'s).
 
     Args:
         cameras: Names of the cameras in the order of N; None takes all in the info file's order.
