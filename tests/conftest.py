@@ -1,4 +1,5 @@
 """Fixtures and the rules for skipping."""
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,16 @@ def mini_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                    workers=1)
     create_infos(root_path=root, version='v1.0-mini')
     return root
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)],
+                          capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f'cannot mount a small disk: {done.stderr.strip()}')
+    yield folder
+    subprocess.run(['umount', '--lazy', str(folder)], check=True)

@@ -3,7 +3,6 @@ import errno
 import os
 import resource
 import signal
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -209,19 +208,6 @@ def test_other_hidden_files_are_not_ours_to_delete(tmp_path):
         (tmp_path / name).write_text('mine')
     write_checkpoint(checkpoint(1), tmp_path / 'a.pth')
     assert len(list(tmp_path.iterdir())) == 6
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MB."""
-    folder = tmp_path / 'disk'
-    folder.mkdir()
-    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)],
-                          capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f'cannot mount a small disk: {done.stderr.strip()}')
-    yield folder
-    subprocess.run(['umount', str(folder)], check=True)
 
 
 def large(iteration, megabytes):

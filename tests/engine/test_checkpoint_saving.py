@@ -283,19 +283,6 @@ visualizer = dict(type='Visualizer', vis_backends=[
 '''
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MB."""
-    folder = tmp_path / 'disk'
-    folder.mkdir()
-    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)],
-                          capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f'cannot mount a small disk: {done.stderr.strip()}')
-    yield folder
-    subprocess.run(['umount', '--lazy', str(folder)], check=True)
-
-
 @pytest.mark.parametrize('where', ['checkpoints', 'everything'])
 def test_training_on_a_disk_that_is_full_for_a_while(run, hooked, small_disk, where, toy_config,
                                                      capfd):

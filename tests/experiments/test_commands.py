@@ -7,7 +7,6 @@ from rich.console import Console
 
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.experiments import commands
-from bevfusion_enhanced.experiments.run_tables import readable_size
 from bevfusion_enhanced.experiments.status import FAILED
 
 
@@ -77,11 +76,3 @@ def test_show_names_the_files(make_run, root, console):
 def test_no_runs_is_one_clear_line(root, console):
     with pytest.raises(ConfigError, match='no runs below'):
         commands.list_all(root=root, console=console)
-
-
-@pytest.mark.parametrize('size, text', [
-    (0, '0 B'), (999, '999 B'), (1000, '1 kB'), (999_600, '1 MB'), (1.5e9, '1.5 GB'),
-    (5e15, '5e+03 TB'),
-])
-def test_sizes_are_readable(size, text):
-    assert readable_size(size) == text

@@ -10,9 +10,9 @@ from ..checkpoints.change_rules import KINDS
 from ..checkpoints.explain import Change, class_lists_in, explain_change, safe_to_resume
 from ..checkpoints.geometry import geometry_of
 from ..errors import CheckpointError
+from ..units import readable_size
 
 _CONFIGS = ('.py', '.json', '.yaml', '.yml')
-_UNITS = ('B', 'kB', 'MB', 'GB')
 _WIDE = 1000  # where no terminal limits a line, none is broken
 _LISTED = 20
 _MEANS = {
@@ -31,7 +31,7 @@ def inspect(path: str) -> int:
     from ..checkpoints.inspection import inspect as look
     console = _console()
     found = look(path)
-    _say(console, f'{found.path}: {_size(found.size)}')
+    _say(console, f'{found.path}: {readable_size(found.size)}')
     _say(console, f'origin: {found.origin.note}')
     wrappers = ' > '.join(found.origin.wrappers)
     _say(console, f'weights under: {wrappers}' if wrappers else 'weights: bare')
@@ -45,11 +45,11 @@ def inspect(path: str) -> int:
              f'{state.parameters} parameters with a state in {state.groups} groups, rate {rates}')
     _say(console, 'training can go on from it: ' + (
         f'no, it holds no {" and no ".join(found.lacking)}' if found.lacking else 'yes'))
-    rows = [(m.module, str(m.tensors), f'{m.parameters:,}', _size(m.bytes), ' '.join(m.dtypes),
-             _count(m.nan), _count(m.inf)) for m in found.modules]
+    rows = [(m.module, str(m.tensors), f'{m.parameters:,}', readable_size(m.bytes),
+             ' '.join(m.dtypes), _count(m.nan), _count(m.inf)) for m in found.modules]
     rows.append(('all', str(sum(m.tensors for m in found.modules)),
                  f'{sum(m.parameters for m in found.modules):,}',
-                 _size(sum(m.bytes for m in found.modules)),
+                 readable_size(sum(m.bytes for m in found.modules)),
                  ' '.join(dict.fromkeys(kind for m in found.modules for kind in m.dtypes)),
                  _count(sum(m.nan for m in found.modules)),
                  _count(sum(m.inf for m in found.modules))))
@@ -191,14 +191,14 @@ def prune(folder: str, *, keep: int = 1, yes: bool = False) -> int:
     plan = plan_prune(folder, keep=keep)
     for reason in plan.skipped:
         _say(console, f'not usable: {reason}')
-    rows = [(verb, str(item.path), _size(item.size), item.reason)
+    rows = [(verb, str(item.path), readable_size(item.size), item.reason)
             for verb, items in (('keep', plan.keep), ('delete', plan.delete)) for item in items]
     if rows:
         _print_table(console, ('', 'file', 'size', 'why'), rows)
     if not plan.delete:
         _say(console, 'nothing to delete')
         return 0
-    what = f'{len(plan.delete)} files, {_size(plan.bytes_freed)}'
+    what = f'{len(plan.delete)} files, {readable_size(plan.bytes_freed)}'
     if not yes and not _agreed(f'delete {what}? [y/N] '):
         _say(console, f'nothing was deleted; --yes deletes {what}')
         return 0
@@ -256,7 +256,7 @@ def _write(checkpoint: Dict[str, Any], out: str, notes: Sequence[str]) -> None:
     console = _console()
     for note in notes:
         _say(console, note)
-    _say(console, f'written: {out} ({_size(Path(out).expanduser().stat().st_size)}, '
+    _say(console, f'written: {out} ({readable_size(Path(out).expanduser().stat().st_size)}, '
          f'{len(checkpoint["state_dict"])} tensors)')
 
 
@@ -294,15 +294,6 @@ def _print_table(console: Console, columns: Sequence[str], rows: List[Tuple[str,
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table, soft_wrap=False)
-
-
-def _size(size: float) -> str:
-    """Bytes with a unit, to three digits."""
-    for unit in _UNITS[:-1]:
-        if size < 999.5:
-            return f'{size:.3g} {unit}'
-        size /= 1000
-    return f'{size:.3g} {_UNITS[-1]}'
 
 
 def _count(number: int) -> str:

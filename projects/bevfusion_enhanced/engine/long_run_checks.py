@@ -25,7 +25,7 @@ from ..checkpoints.geometry import geometry_of
 from ..checkpoints.loading import LoadPlan, parse_sources, plan_load
 from ..checkpoints.matching import require_related
 from ..errors import DataError, UserError
-from ..experiments.run_tables import readable_size
+from ..units import readable_size
 from .preflight import check_config
 
 _FRAMES = 100  # of which files are looked for

@@ -6,17 +6,10 @@ from typing import List, Optional, Sequence
 from rich.console import Console
 
 from ..errors import ConfigError
+from ..units import readable_size
 from .curves import draw_curves
 from .run_files import RunFiles
-from .run_tables import (
-    Row,
-    as_csv,
-    as_markdown,
-    readable_size,
-    rich_table,
-    run_row,
-    side_by_side,
-)
+from .run_tables import Row, as_csv, as_markdown, rich_table, run_row, side_by_side
 from .runs import HEADLINES, Run, best_run, list_runs, read_lines, select_runs
 from .settings import differing_settings, read_config
 

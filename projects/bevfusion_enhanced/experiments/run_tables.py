@@ -5,12 +5,12 @@ from typing import Dict, List, Sequence
 
 from rich.table import Table
 
+from ..units import readable_size
 from .runs import HEADLINES, Run
 
 Row = Dict[str, str]
 
 _RIGHT = ('epoch', *HEADLINES, 'size')
-_UNITS = ('B', 'kB', 'MB', 'GB', 'TB')
 
 
 def run_row(run: Run) -> Row:
@@ -23,15 +23,6 @@ def run_row(run: Run) -> Row:
         row[name] = f'{best.value:.4f} (e{best.epoch})' if best else '-'
     return {**row, 'size': readable_size(run.size), 'updated': status.updated[:16],
             'why': status.reason}
-
-
-def readable_size(size: float) -> str:
-    """Bytes with a unit, to three digits."""
-    for unit in _UNITS[:-1]:
-        if size < 999.5:
-            return f'{size:.3g} {unit}'
-        size /= 1000
-    return f'{size:.3g} {_UNITS[-1]}'
 
 
 def rich_table(rows: Sequence[Row], *, title: str = '') -> Table:
