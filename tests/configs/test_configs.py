@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from bevfusion_enhanced.datasets.vocabulary import DETECTION_CLASSES, MAP_CLASSES
+from bevfusion_enhanced.engine.preflight import leaf_datasets
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.relative_to(REPO / 'configs').as_posix()
@@ -62,7 +63,7 @@ def effective(config: Config) -> Dict[str, Any]:
                    for part in parts})
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name.startswith('mini/')])
 def test_model_builds(name: str) -> None:
     assert sum(p.numel() for p in build(load(name)).parameters()) > 0
 
@@ -96,10 +97,13 @@ def test_phase4a_at_full_size_has_the_parameters_of_the_design() -> None:
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'mini/real_frame.py'])
 def test_classes_are_in_the_order_of_the_references(name: str) -> None:
     config = load(name)
-    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
-        assert tuple(loader.dataset.metainfo.classes) == tuple(DETECTION_CLASSES)
-        assert tuple(loader.dataset.metainfo.map_classes) == tuple(MAP_CLASSES)
-    assert tuple(config.model.heads.map.classes) == tuple(MAP_CLASSES)
+    for part in ('train', 'val', 'test'):
+        for _, dataset in leaf_datasets(config[f'{part}_dataloader'].dataset, part):
+            assert tuple(dataset.metainfo.classes) == tuple(DETECTION_CLASSES)
+            assert tuple(dataset.metainfo.map_classes) == tuple(MAP_CLASSES)
+    heads = config.model.heads
+    assert heads.get('map') is None or tuple(heads.map.classes) == tuple(MAP_CLASSES)
+    assert heads.get('object') is None or heads.object.num_classes == len(DETECTION_CLASSES)
 
 
 FULL_SIZE_RUN = """
