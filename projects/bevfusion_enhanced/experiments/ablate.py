@@ -204,7 +204,7 @@ class _Report:
         from ..engine.complexity import NOT_COUNTED
         base = self.options.base or 'nothing'
         return [
-            f'Trained for {self.options.epochs} epochs from {Path(base).name}, tested once with '
+            f'Epochs: {self.options.epochs}, from {Path(base).name}; tested once, with '
             'the last weights. After ± stands the standard deviation over the seeds (n - 1). '
             'Differences are taken seed by seed; one that is not well above its own deviation '
             'shows nothing.',
