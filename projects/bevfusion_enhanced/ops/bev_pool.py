@@ -7,13 +7,17 @@ every pixel and bin; here a plan, computed once per calibration, lists for every
 from depth) times a dense one (pixels x channels). After Huang and Huang, 'BEVPoolv2: A
 Cutting-edge Implementation of BEVDet Toward Deployment', 2022.
 
-The order of every sum is fixed by the plan, so two runs on one machine are equal bit for bit.
+On a GPU the sums are Triton kernels (`bev_pool_triton`), where Triton is installed; otherwise
+PyTorch's own operators. The order of every sum is fixed by the plan, so two runs on one machine are
+equal bit for bit.
 
 Shapes: P pixels of all cameras of the batch, D depth bins, C channels, K cells of the batch,
 E entries = (pixel, bin) pairs that fall inside the map (E <= P * D).
 """
+import os
 import warnings
-from typing import Any, NamedTuple, Tuple
+from types import ModuleType
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +99,39 @@ def _dots(rows: Tensor, columns: Tensor, offsets: Tensor, index: Tensor) -> Tens
         return torch.sparse.sampled_addmm(pattern, rows, columns.t(), beta=0.).values()
 
 
+def _pooled(table: Tensor, index: Tensor, offsets: Tensor, depth: Tensor,
+            source: Tensor) -> Tensor:
+    """Sum depth[source[e]] * table[index[e]] over each run of entries: (R, C)."""
+    kernels = _kernels(table)
+    if kernels is not None:
+        return kernels.weighted_sum(table, index=index, offsets=offsets, depth=depth,
+                                    source=source)
+    return _weighted_sum(table, index, offsets, depth.view(-1).index_select(0, source))
+
+
+def _depth_gradient(depth: Tensor, context: Tensor, grad: Tensor, plan: PoolingPlan) -> Tensor:
+    kernels = _kernels(grad)
+    if kernels is not None:
+        return kernels.dots_at_source(
+            context, grad, index=plan.cell_by_pixel, offsets=plan.pixel_offsets,
+            source=plan.source_by_pixel, size=depth.numel()).view_as(depth)
+    dots = _dots(context, grad, plan.pixel_offsets, plan.cell_by_pixel)           # (E)
+    grad_depth = torch.zeros_like(depth)                                          # (P, D)
+    grad_depth.view(-1)[plan.source_by_pixel.long()] = dots
+    return grad_depth
+
+
+def _kernels(tensor: Tensor) -> Optional[ModuleType]:
+    """The Triton kernels, where they are there and take the tensor; None means PyTorch."""
+    if not tensor.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
+        return None  # the import of Triton takes a while, which nobody on a CPU needs
+    try:
+        from bevfusion_enhanced.ops import bev_pool_triton
+    except ImportError:
+        return None
+    return bev_pool_triton if bev_pool_triton.usable(tensor) else None
+
+
 class _BEVPool(torch.autograd.Function):
     """Sparse times dense, with both gradients from the plan's other ordering."""
 
@@ -102,8 +139,8 @@ class _BEVPool(torch.autograd.Function):
     def forward(ctx: Any, depth: Tensor, context: Tensor, plan: PoolingPlan) -> Tensor:
         ctx.save_for_backward(depth, context)
         ctx.plan = plan
-        weight = depth.view(-1).index_select(0, plan.source_by_cell)              # (E)
-        return _weighted_sum(context, plan.pixel_by_cell, plan.cell_offsets, weight)
+        return _pooled(context, plan.pixel_by_cell, plan.cell_offsets, depth,
+                       plan.source_by_cell)
 
     @staticmethod
     @once_differentiable
@@ -113,12 +150,10 @@ class _BEVPool(torch.autograd.Function):
         grad = grad.contiguous()                                                  # (K, C)
         grad_depth = grad_context = None
         if ctx.needs_input_grad[0]:
-            dots = _dots(context, grad, plan.pixel_offsets, plan.cell_by_pixel)   # (E)
-            grad_depth = torch.zeros_like(depth)                                  # (P, D)
-            grad_depth.view(-1)[plan.source_by_pixel.long()] = dots
+            grad_depth = _depth_gradient(depth, context, grad, plan)              # (P, D)
         if ctx.needs_input_grad[1]:
-            weight = depth.view(-1).index_select(0, plan.source_by_pixel)         # (E)
-            grad_context = _weighted_sum(grad, plan.cell_by_pixel, plan.pixel_offsets, weight)
+            grad_context = _pooled(grad, plan.cell_by_pixel, plan.pixel_offsets, depth,
+                                   plan.source_by_pixel)                          # (P, C)
         return grad_depth, grad_context, None
 
 
