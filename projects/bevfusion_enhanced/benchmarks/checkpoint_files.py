@@ -62,7 +62,7 @@ def partial_load() -> Measurement:
 
 
 def _step(model: nn.Module) -> Callable[[], None]:
-    x = torch.randn(1, 256, 180, 180)
+    x = torch.randn(1, 128, 90, 90)
 
     def step() -> None:
         model(x).square().mean().backward()
@@ -85,7 +85,7 @@ def checkpoint_saving() -> Measurement:
     moments = {name: dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
                for name, p in model.named_parameters()}
     content = dict(meta={}, state_dict=model.state_dict(), optimizer=moments)
-    decoder = nn.Sequential(*[nn.Conv2d(256, 256, 3, padding=1) for _ in range(4)])
+    decoder = nn.Sequential(*[nn.Conv2d(128, 128, 3, padding=1) for _ in range(4)])
     step, writer, snapshot = _step(decoder), BackgroundWriter(), Snapshot()
     snapshot.reserve(tensor_sizes(content))
     alone, beside, counts, pauses = [], [], [], []

@@ -70,7 +70,7 @@ def bev_pooling() -> Measurement:
         reference_peak = peak_growth_mb(
             lambda: sort_and_cumsum(depth, context, cells, num_cells))
     entries = len(plan.pixel_by_cell)
-    backward = milliseconds(lambda: _backward(depth, context, plan))
+    backward = milliseconds(lambda: _there_and_back(depth, context, plan))
     return Measurement(
         ours_ms=ours, reference_ms=reference, peak_mb=peak, operations=2.0 * entries * CHANNELS,
         traffic=4.0 * (3 * entries + context.numel() + num_cells * CHANNELS),
@@ -82,7 +82,7 @@ def bev_pooling() -> Measurement:
                      lambda: plan_pooling(cells, num_cells=num_cells), repeats=3), 1)})
 
 
-def _backward(depth: Tensor, context: Tensor, plan: object) -> None:
+def _there_and_back(depth: Tensor, context: Tensor, plan: object) -> None:
     depth, context = depth.requires_grad_(), context.requires_grad_()
     bev_pool(depth, context, plan).sum().backward()
     depth.grad = context.grad = None

@@ -13,12 +13,12 @@ from bevfusion_enhanced.errors import ConfigError, UserError
 COLUMNS = ('name', 'ours_ms', 'reference_ms', 'ratio', 'bound_ms', 'peak_mb')
 ROOT = Path(__file__).parents[3]
 _EXPLANATION = (
-    'Written by `python tools/benchmark.py --write-docs`. `reference` is the published algorithm on',
-    'the same input in the same process, called in turn with ours, after their outputs were found',
-    'equal; `ratio` is its time over ours. `bound` is the larger of the operations over the rate of',
-    'a float32 product of matrices and the bytes over that of a copy, both measured on this machine.',
-    '`peak` is by how much the operator raised the memory of its process, or the peak of the process',
-    'for whole models.')
+    'Written by `python tools/benchmark.py --write-docs`. `reference` is the published algorithm',
+    'on the same input in the same process, called in turn with ours, after their outputs were',
+    'found equal; `ratio` is its time over ours. `bound` is the larger of the operations over the',
+    'rate of a float32 product of matrices and the bytes over that of a copy, both measured here.',
+    '`peak` is by how much the operator raised the memory of its process, or the peak of',
+    'the process for whole models.')
 
 
 class BenchmarkError(UserError):
