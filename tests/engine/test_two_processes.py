@@ -1,4 +1,5 @@
-"""Two processes with one sample each learn what one process with both does."""
+"""Two processes with one sample each learn what one does with both; so where they share weights."""
+import functools
 import json
 from pathlib import Path
 from typing import Dict, List
@@ -35,8 +36,9 @@ class SpreadHeatmap(Hook):
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if hasattr(runner.model, 'module') else runner.model
         model.heads['object'].heatmap_head[-1].weight.data.mul_(50)
+        state = model.state_dict()
         if runner.rank == 0:
-            torch.save(dict(state_dict=model.state_dict()), Path(runner.work_dir) / 'start.pth')
+            torch.save(dict(state_dict=state), Path(runner.work_dir) / 'start.pth')
 
 
 @HOOKS.register_module(force=True)
@@ -52,7 +54,7 @@ class LossRecorder(Hook):
             file.write(json.dumps(line) + '\n')
 
 
-def write_config(path: Path, data: Path, *, batch_size: int) -> Path:
+def write_config(path: Path, data: Path, *, batch_size: int, **changes: dict) -> Path:
     """phase 4a at toy sizes, one step over two samples."""
     config = Config.fromfile(str(REPO / 'configs/mini/phase4a_task_gca.py'))
     for step in config.train_pipeline:
@@ -74,6 +76,7 @@ def write_config(path: Path, data: Path, *, batch_size: int) -> Path:
     config.optim_wrapper.optimizer = dict(type='SGD', lr=1.0, weight_decay=0.)  # gradients
     config.env_cfg.dist_cfg = dict(backend='gloo')
     config.custom_imports = None
+    config.merge_from_dict(changes)
     path.write_text(config.pretty_text)
     return path
 
@@ -90,27 +93,33 @@ def runs(mini_nuscenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp('two_processes')
     one = write_config(folder / 'one.py', mini_nuscenes, batch_size=2)
     two = write_config(folder / 'two.py', mini_nuscenes, batch_size=1)
+    parts = write_config(folder / 'parts.py', mini_nuscenes, batch_size=1,
+                         model_wrapper_cfg=dict(type='FullyShardedModel'))
     with one_thread():
         train(TrainOptions(config=str(one), work_dir=str(folder / 'one')))
-        group = start_group(
-            lambda: train(TrainOptions(config=str(two), work_dir=str(folder / 'two'),
-                                       launcher='pytorch')), folder / 'output', count=2)
-        codes = [child.wait() for child in group]
-    assert codes == [0, 0], '\n'.join(child.text()[-3000:] for child in group)
+        for config in (two, parts):
+            options = TrainOptions(config=str(config), work_dir=str(folder / config.stem),
+                                   launcher='pytorch')
+            group = start_group(functools.partial(train, options),
+                                folder / f'{config.stem}_out', count=2)
+            codes = [child.wait() for child in group]
+            assert codes == [0, 0], '\n'.join(child.text()[-3000:] for child in group)
     return folder
 
 
-def test_losses_are_those_of_one_process_with_twice_the_batch(runs):
-    ((whole,),), ((first,), (second,)) = losses(runs / 'one'), losses(runs / 'two')
+@pytest.mark.parametrize('name', ['two', 'parts'])
+def test_losses_are_those_of_one_process_with_twice_the_batch(runs, name):
+    ((whole,),), ((first,), (second,)) = losses(runs / 'one'), losses(runs / name)
     assert first != second and set(whole) == set(first) == set(second) and len(whole) > 15
     for name, value in whole.items():
         assert (first[name] + second[name]) / 2 == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
-def test_a_step_is_that_of_one_process_with_twice_the_batch(runs):
+@pytest.mark.parametrize('name', ['two', 'parts'])
+def test_a_step_is_that_of_one_process_with_twice_the_batch(runs, name):
     start, one, two = (read_checkpoint(path)['state_dict'] for path in (
-        runs / 'one' / 'start.pth', *(next((runs / name).rglob('epoch_1.pth'))
-                                      for name in ('one', 'two'))))
+        runs / 'one' / 'start.pth', *(next((runs / run).rglob('epoch_1.pth'))
+                                      for run in ('one', name))))
     assert list(one) == list(two) == list(start)
     moved = 0
     for name, value in one.items():

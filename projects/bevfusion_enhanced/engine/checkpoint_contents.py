@@ -8,6 +8,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.utils import get_git_hash
 
+from .sharding import is_sharded, whole
+
 
 def describe_run(runner: Runner) -> Dict[str, Any]:
     """Metadata that stays the same for a whole run; takes a while (config and git)."""
@@ -37,7 +39,8 @@ def optimizer_and_schedule(runner: Runner, *, optimizer: bool, schedule: bool) -
     """`optimizer` and `param_schedulers`, as far as they are asked for and there."""
     entries: Dict[str, Any] = {}
     if optimizer:
-        entries['optimizer'] = runner.optim_wrapper.state_dict()
+        state = runner.optim_wrapper.state_dict()
+        entries['optimizer'] = whole(state) if is_sharded(runner.model) else state
     schedulers = runner.param_schedulers
     if schedule and isinstance(schedulers, dict):
         entries['param_schedulers'] = {

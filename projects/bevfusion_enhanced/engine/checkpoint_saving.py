@@ -29,7 +29,9 @@ from .checkpoint_contents import (
     weights_and_meta,
 )
 from .config import checkpoint_folder
+from .optimizer_state import wrappers_of
 from .run_folder import require_writable
+from .sharding import deal_out_moments, is_sharded
 
 _KEPT = 'kept_checkpoints'  # in the message hub: names of this run's files, oldest first
 
@@ -150,7 +152,11 @@ class SafeCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict = {
                 name: info.get(f'best_ckpt_{name}') for name in self.key_indicators}
         self._description = describe_run(runner)
-        self._reserved = False
+        self._sharded = is_sharded(runner.model)
+        self._reserved = self._sharded  # its parts say nothing of the sizes to come
+        if self._sharded:
+            for wrapper in wrappers_of(runner.optim_wrapper).values():
+                deal_out_moments(wrapper.optimizer)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None,
                          outputs: Optional[dict] = None) -> None:
@@ -286,8 +292,10 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             flush_logs(runner)
         state = training_state.gather(runner)
+        if is_main_process() or self._sharded:  # every process gives its part of what is sharded
+            content = self._contents(runner, save)
         if is_main_process():
-            self._copy(runner, save, best_paths, state)
+            self._copy(runner, save, best_paths, dict(content, training_state=state))
             self._pending = save
             self._writer.submit(lambda: self._write(save, Path(runner.work_dir)))
 
@@ -306,14 +314,16 @@ class SafeCheckpointHook(CheckpointHook):
             paths.append(path)
         return paths
 
-    def _copy(self, runner: Runner, save: _Save, best_paths: Sequence[Path],
-              state: Dict[str, Any]) -> None:
-        """Fill in the files of a save with copies of the state."""
+    def _contents(self, runner: Runner, save: _Save) -> Dict[str, Any]:
         entries = optimizer_and_schedule(runner, optimizer=self.save_optimizer,
                                          schedule=self.save_param_scheduler)
-        content = weights_and_meta(runner, {**self._description, **save.meta})
+        return dict(weights_and_meta(runner, {**self._description, **save.meta}), **entries)
+
+    def _copy(self, runner: Runner, save: _Save, best_paths: Sequence[Path],
+              content: Dict[str, Any]) -> None:
+        """Fill in the files of a save with copies of the state."""
         self._snapshot.begin(own=content['message_hub']['log_scalars'].values())  # copies already
-        copied = self._snapshot.copy(dict(content, **entries, training_state=state))
+        copied = self._snapshot.copy(content)
         best = {key: copied[key] for key in ('meta', 'state_dict', 'message_hub')}
         for content, paths in ((best, best_paths),
                                (copied, [Path(self.out_dir, save.name)] if save.name else [])):
