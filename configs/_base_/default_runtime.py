@@ -9,10 +9,10 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     dataset=dict(type='DatasetHook'),
     visualization=dict(type='ShowDirHook'))  # for tools/test.py --show-dir of MMDetection3D
-monitoring = dict(
+monitoring = dict(  # of HealthHook; tools/train.py puts it there, however a config or --cfg-options changes it
     interval=50, cosine_interval=200, update_interval=100, warn_norm=None, warn_share=0.05,
     auxiliary_ratio=5.0, max_bad_steps=10)
-custom_hooks = [dict(type='RichProgressHook'), dict(type='HealthHook', **monitoring)]
+custom_hooks = [dict(type='RichProgressHook'), dict(type='HealthHook')]
 
 env_cfg = dict(
     cudnn_benchmark=False,

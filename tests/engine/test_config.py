@@ -7,6 +7,8 @@ from bevfusion_enhanced.engine.config import load_config, use_checkpoint_hook
 from bevfusion_enhanced.engine.train import TrainOptions, resolve
 from bevfusion_enhanced.errors import ConfigError
 
+REPO = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize('text, says', [
     (None, 'does not exist'),
@@ -44,6 +46,24 @@ def test_options_reach_the_config(toy_config):
     assert (config.load_from, config.resume, config.work_dir) == (None, True, 'w')
     with pytest.raises(ConfigError, match='one of the two'):
         resolve(TrainOptions(config=str(toy_config), load_from=['a.pth'], resume='auto'))
+
+
+def test_monitoring_reaches_the_hook_however_it_is_set(toy_config):
+    toy_config.write_text(toy_config.read_text() + (
+        "\nmonitoring = dict(interval=50, warn_norm=None)"
+        "\ncustom_hooks = [dict(type='RichProgressHook'),"
+        " dict(type='HealthHook', warn_share=0.5)]\n"))
+    config = resolve(TrainOptions(config=str(toy_config), overrides=[
+        'monitoring.warn_norm=70.', 'monitoring.warn_share=0.1']))
+    assert config.custom_hooks == [dict(type='RichProgressHook'), dict(
+        type='HealthHook', warn_share=0.5, interval=50, warn_norm=70.)]
+
+
+def test_the_default_configs_monitor():
+    config = resolve(TrainOptions(config=str(REPO / 'configs/mini/phase3_enhanced_seg.py'),
+                                  overrides=['monitoring.interval=7']))
+    [hook] = [hook for hook in config.custom_hooks if hook['type'] == 'HealthHook']
+    assert hook['interval'] == 7 and hook['max_bad_steps'] == 10
 
 
 def test_options_of_a_start_reach_the_checkpoint_hook(toy_config):

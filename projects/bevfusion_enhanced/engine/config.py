@@ -102,6 +102,14 @@ def use_exact_resume(config: Config) -> None:
     use_fixed_seed(config)
 
 
+def use_monitoring(config: Config) -> None:
+    """Give every HealthHook the settings of `monitoring`, save those that it sets itself."""
+    for hook in config.get('custom_hooks') or ():
+        if hook['type'] == 'HealthHook':
+            for name, value in (config.get('monitoring') or {}).items():
+                hook.setdefault(name, value)
+
+
 def use_resumable_loop(config: Config) -> None:
     """Put `ResumableTrainLoop` where a config trains by epochs with MMEngine's own loop."""
     loop: Optional[Dict[str, Any]] = config.get('train_cfg')

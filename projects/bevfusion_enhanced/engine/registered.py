@@ -9,7 +9,8 @@ from .run_record_hook import RunRecordHook
 from .run_tensorboard_backend import RunTensorboardVisBackend
 from .step_cost_hook import StepCostHook
 from .train_loop import ResumableTrainLoop
+from .tta import MergeViewsHook
 
-__all__ = ['DatasetHook', 'HealthHook', 'InterruptHook', 'PartialLoadCheckpointHook',
-           'ResumableTrainLoop', 'RichProgressHook', 'RunLocalVisBackend', 'RunRecordHook',
-           'RunTensorboardVisBackend', 'StepCostHook']
+__all__ = ['DatasetHook', 'HealthHook', 'InterruptHook', 'MergeViewsHook',
+           'PartialLoadCheckpointHook', 'ResumableTrainLoop', 'RichProgressHook',
+           'RunLocalVisBackend', 'RunRecordHook', 'RunTensorboardVisBackend', 'StepCostHook']

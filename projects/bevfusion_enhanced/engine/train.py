@@ -17,6 +17,7 @@ from .config import (
     make_deterministic,
     use_checkpoint_hook,
     use_exact_resume,
+    use_monitoring,
     use_run_files,
 )
 from .process_group import use_cpu_processes
@@ -191,6 +192,7 @@ def prepare(config: Config, *, launcher: str) -> None:
     config.launcher = launcher
     use_checkpoint_hook(config)
     use_exact_resume(config)
+    use_monitoring(config)
     if launcher != 'none':
         import torch
         if not torch.cuda.is_available():
