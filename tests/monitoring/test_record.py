@@ -52,6 +52,17 @@ def test_every_section_and_figure_is_there():
     assert 'Is object/mAP above 0.321?' in section(text, SECTIONS[-1])
 
 
+def test_many_findings_alike_are_one_paragraph_and_what_is_refuted_is_not_advised():
+    classes = {f'validation.class.map.c{i}': 0.0 for i in range(3)}
+    newest = {'epoch': 9.0, 'validation.object.valid': 0.0, 'weights.changed': 0.0, **classes}
+    text = render(record(history=[newest], findings=diagnose(newest)))
+    assert text.count('never predicted in validation; the same of map.c1, map.c2') == 2
+    assert 'Do AP or IoU of map.c0 leave zero? The same of map.c1, map.c2.' in text
+    assert 'damaged (measurements speak against it) - weights.changed = 0' in text
+    assert 'go back to an earlier checkpoint' not in text and '`' not in text
+    assert 'model.heads.map.loss_weight=dict(c0=2.0)' in section(text, 'What to try next')
+
+
 def test_a_run_that_has_just_begun_and_one_that_was_stopped():
     text = render(record(history=[], findings=(), events=[], changes=[]))
     assert 'No epoch is finished yet.' in text and 'healthy' in section(text, 'Diagnosis')

@@ -6,7 +6,7 @@ import torch
 
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.monitoring import statistics
-from bevfusion_enhanced.monitoring.diagnosis import check_thresholds, diagnose
+from bevfusion_enhanced.monitoring.diagnosis import check_thresholds, diagnose, together
 from bevfusion_enhanced.monitoring.rules import RULES
 
 STEPS = 100
@@ -148,6 +148,23 @@ def test_what_speaks_for_a_cause_brings_it_to_the_front():
     assert first.likely and 'learning rate' in first.cause
     assert first.evidence['gradients.growth'] == pytest.approx(3.75, rel=1e-3)
     assert second.likely and 'samples' in second.cause
+
+
+def test_what_speaks_against_a_cause_brings_it_to_the_end():
+    finding = fired(after_healthy(gradient=lambda step: 80.0))['gradient_over_warn']
+    refuted = [e.cause for e in finding.explanations if e.refuted]
+    assert 'auxiliary losses dominate' in refuted  # their ratio was measured, and is small
+    assert [e.refuted for e in finding.explanations] == sorted(
+        e.refuted for e in finding.explanations) and not finding.explanations[0].refuted
+    unmeasured = diagnose({'gradients.total.share_over_warn': 0.5})[0]
+    assert not any(e.refuted or e.likely for e in unmeasured.explanations)
+
+
+def test_findings_alike_are_told_together():
+    unseen = {f'validation.class.map.c{i}': 0.0 for i in range(3)}
+    findings = diagnose({'epoch': 1.0, **unseen, 'classes.map.c0.truths': 9.0})
+    [(first, none), (other, more)] = together(findings)
+    assert (first.item, none, other.item, more) == ('map.c0', [], 'map.c1', ['map.c2'])
 
 
 def test_a_damaged_checkpoint_explains_an_explosion():

@@ -12,11 +12,11 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..checkpoints.config_text import parse_config_text
-from ..checkpoints.explain import explain_change
 from ..checkpoints.folder import newest_first
 from ..checkpoints.storage import read_checkpoint
 from ..errors import CheckpointError, ConfigError, TrainingError
-from ..monitoring.diagnosis import Finding, check_thresholds, diagnose
+from ..experiments.start import changes_between
+from ..monitoring.diagnosis import Finding, check_thresholds, diagnose, together
 from ..monitoring.epoch import EpochMeters, default_warn_norm, rates_by_label
 from ..monitoring.metrics_log import MetricsLog
 from ..monitoring.predictions import PredictionMeter, add_counts
@@ -93,7 +93,7 @@ class HealthHook(Hook):
         if not isinstance(text, str):
             return
         try:
-            changes = explain_change(parse_config_text(text), runner.cfg)
+            changes = changes_between(parse_config_text(text), runner.cfg)
         except CheckpointError as error:
             self._changes = [f'unknown: {error}']
             return
@@ -151,7 +151,8 @@ class HealthHook(Hook):
                           data_batch: Optional[dict] = None) -> None:
         """Decide what is measured of this iteration, and remember whose it is."""
         self._tokens.append(tokens_of(data_batch))
-        if batch_idx == 0 or _due(runner.iter, self._interval):  # the rate that this step has
+        ends = (0, len(runner.train_dataloader) - 1)  # of the epoch: its first and last rates
+        if batch_idx in ends or _due(runner.iter, self._interval):
             self._meters.rates.add(self._learning_rates(runner))
         if _due(runner.iter, self._cosine_interval):
             probe = getattr(self._model, 'gradient_probe', None)
@@ -297,11 +298,15 @@ class HealthHook(Hook):
     def _diagnose(self, runner: Runner) -> None:
         known = {finding.message for finding in self._findings}
         self._findings = diagnose(self._history[-1], thresholds=self._thresholds)
-        for finding in self._findings:
-            if finding.message not in known:
-                first = finding.explanations[0]
-                runner.logger.warning(f'health: {finding.message}; likely: {first.cause}; try: '
-                                      f'{first.change}')
+        new = [finding for finding in self._findings if finding.message not in known]
+        for finding, others in together(new):
+            first = finding.explanations[0]
+            same = f' (and {len(others)} more like it)' if others else ''
+            why = 'none of the causes looked at fits what was measured'
+            if not first.refuted:
+                sure = 'likely' if first.likely else 'possibly'
+                why = f'{sure}: {first.cause}; try: {first.change}'
+            runner.logger.warning(f'health: {finding.message}{same}; {why}')
 
     def _note(self, runner: Runner, event: str, **details: Any) -> None:
         """Something happened: to the log, `metrics.jsonl` and the record."""

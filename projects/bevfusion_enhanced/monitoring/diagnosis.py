@@ -17,12 +17,14 @@ class Explanation:
     Attributes:
         cause: in words.
         likely: whether the measurements speak for it.
+        refuted: whether they speak against it.
         evidence: the measurements that belong to it.
         change: what to try.
     """
 
     cause: str
     likely: bool
+    refuted: bool
     evidence: Mapping[str, float]
     change: str
 
@@ -35,7 +37,7 @@ class Finding:
         rule: its name.
         item: what it fired on; '' where the rule is about the whole run.
         message: in words, with the value.
-        explanations: the likeliest first.
+        explanations: the likeliest first, those that are refuted last.
         question: what to look at next; '' for none.
     """
 
@@ -66,6 +68,18 @@ def diagnose(measurements: Mapping[str, float], *, rules: Sequence[Rule] = RULES
             if holds:
                 found.append(_finding(rule, item, value, limit, measurements))
     return tuple(found)
+
+
+def together(findings: Sequence[Finding]) -> List[Tuple[Finding, List[str]]]:
+    """The first of the findings that one rule has with the same causes, and what else it fired on.
+
+    Twelve classes that are not predicted yet are one thing to read, not twelve.
+    """
+    alike: Dict[Tuple, List[Finding]] = {}
+    for finding in findings:
+        causes = tuple((e.cause, e.likely, e.refuted) for e in finding.explanations)
+        alike.setdefault((finding.rule, causes), []).append(finding)
+    return [(group[0], [finding.item for finding in group[1:]]) for group in alike.values()]
 
 
 def check_thresholds(thresholds: Mapping[str, float], rules: Sequence[Rule] = RULES) -> None:
@@ -103,7 +117,7 @@ def _finding(rule: Rule, item: str, value: float, limit: float,
     explained = [_explain(cause, item, measurements) for cause in rule.causes]
     return Finding(rule=rule.name, item=item,
                    message=rule.message.format(item=item, value=value, limit=limit),
-                   explanations=tuple(sorted(explained, key=lambda e: not e.likely)),
+                   explanations=tuple(sorted(explained, key=lambda e: e.refuted - e.likely)),
                    question=rule.question.format(item=item))
 
 
@@ -111,7 +125,10 @@ def _explain(cause: Cause, item: str, measurements: Mapping[str, float]) -> Expl
     names = [name.replace('{item}', item) for name in cause.evidence]
     evidence: Dict[str, float] = {name: measurements[name] for name in names
                                   if name in measurements}
-    likely = bool(cause.likely) and all(
-        _holds(condition, measurements, item) for condition in cause.likely)
-    return Explanation(cause=cause.text, likely=likely, evidence=evidence,
-                       change=cause.change.replace('{item}', item))
+    measured = [condition for condition in cause.likely
+                if condition.quantity.replace('{item}', item) in measurements]
+    holding = [condition for condition in measured if _holds(condition, measurements, item)]
+    change = cause.change.replace('{item}', item).replace('{class}', item.rpartition('.')[2])
+    return Explanation(
+        cause=cause.text, likely=bool(cause.likely) and len(holding) == len(cause.likely),
+        refuted=len(holding) < len(measured), evidence=evidence, change=change)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from .diagnosis import Finding
+from .diagnosis import Finding, together
 
 NAME = 'record.md'
 _EPOCHS_SHOWN = 12
@@ -170,7 +170,8 @@ def _progress(record: Record) -> str:
 
 
 def _warnings(record: Record) -> str:
-    lines = [f'- {finding.message}' for finding in record.findings]
+    lines = [f'- {_with_others(finding.message, others)}'
+             for finding, others in together(record.findings)]
     for event in list(record.events)[-_EVENTS_SHOWN:]:
         details = '; '.join(f'{key}: {_detail(value)}' for key, value in event.items()
                             if key not in ('epoch', 'iter', 'event') and value)
@@ -185,13 +186,15 @@ def _diagnosis(findings: Sequence[Finding]) -> str:
     if not findings:
         return 'Nothing fired: as far as it is measured the training is healthy.'
     blocks = []
-    for finding in findings:
-        lines = [f'### {finding.message}', '', 'Likely causes, the likeliest first:', '']
+    for finding, others in together(findings):
+        lines = [f'### {_with_others(finding.message, others)}', '',
+                 'Possible causes, the likeliest first:', '']
         for number, explained in enumerate(finding.explanations, start=1):
             evidence = ', '.join(f'{name} = {_number(value)}'
                                  for name, value in explained.evidence.items())
             lines.append(f'{number}. {explained.cause}'
-                         + (' **(measurements speak for it)**' if explained.likely else '')
+                         + (' **(measurements speak for it)**' if explained.likely else
+                            ' (measurements speak against it)' if explained.refuted else '')
                          + (f' - {evidence}' if evidence else ''))
         blocks.append('\n'.join(lines))
     return '\n\n'.join(blocks)
@@ -199,21 +202,26 @@ def _diagnosis(findings: Sequence[Finding]) -> str:
 
 def _to_try(findings: Sequence[Finding]) -> str:
     tried: Dict[str, str] = {}
-    for finding in findings:
-        for explained in finding.explanations:
-            if explained.change:
-                tried.setdefault(explained.change, finding.message)
-    return '\n'.join(f'- `{change}` (since {why})' for change, why in tried.items()) or (
-        'Go on.')
+    for finding, _ in together(findings):
+        standing = [e for e in finding.explanations if not e.refuted]
+        for explained in standing or finding.explanations:
+            tried.setdefault(explained.change, finding.message)
+    return '\n'.join(f'- {change} (since {why})' for change, why in tried.items()) or 'Go on.'
 
 
 def _questions(findings: Sequence[Finding], newest: Mapping[str, float]) -> str:
-    questions: List[str] = [finding.question for finding in findings if finding.question]
+    questions: List[str] = [_with_others(finding.question, others)
+                            for finding, others in together(findings) if finding.question]
     measured = [name for name in _METRICS if f'validation.metric.{name}' in newest]
     questions += [f'Is {name} above {_number(newest[f"validation.metric.{name}"])}?'
                   for name in measured]
     return '\n'.join(f'- {question}' for question in dict.fromkeys(questions)) or (
         '- How good are the metrics?')
+
+
+def _with_others(text: str, others: Sequence[str]) -> str:
+    return f'{text} The same of {", ".join(others)}.' if text.endswith('?') and others else (
+        f'{text}; the same of {", ".join(others)}' if others else text)
 
 
 def _grouped(values: Mapping[str, float], prefix: str,

@@ -32,7 +32,8 @@ class Cause:
         text: what it is.
         likely: what speaks for it; where all of these hold it comes before the others.
         evidence: measurements to be shown with it.
-        change: what to try, as a line of a config or as an action.
+        change: what to try, as a line of a config or as an action; `{class}` is the last part of
+            the item.
     """
 
     text: str
@@ -127,7 +128,8 @@ RULES: Tuple[Rule, ...] = (
          'the gradient was over warn_norm on {value:.0%} of the steps',
          (Condition('gradients.total.share_over_warn', '>', 0.05),),
          (Cause('auxiliary losses dominate', (Condition('losses.auxiliary_ratio', '>', 5.0),),
-                ('losses.auxiliary_ratio',), 'lower the weight of the auxiliary losses'),
+                ('losses.auxiliary_ratio',),
+                'lower model.heads.map.aux_weight, or model.heads.object.auxiliary=False'),
           Cause('the learning rate is too high', (Condition('losses.total.rise', '>', 1.0),),
                 ('losses.total.rise', 'gradients.total.median', 'gradients.total.max'),
                 _LOWER_RATE),
@@ -231,7 +233,8 @@ RULES: Tuple[Rule, ...] = (
           Condition('classes.{item}.truths', '>', 0)),
          (Cause('it covers so few cells that predicting nothing is cheapest', (),
                 ('classes.{item}.truths', 'classes.{item}.predicted'),
-                'a loss_weight of 2.0 for this class of the map head, or a higher dice_weight'),),
+                'model.heads.map.loss_weight=dict({class}=2.0), or a higher '
+                'model.heads.map.dice_weight'),),
          'Is IoU of {item} above zero?'),
     Rule('no_valid_predictions',
          'validation of {item} has no valid prediction',
@@ -248,6 +251,10 @@ RULES: Tuple[Rule, ...] = (
                 ('epoch', 'classes.{item}.truths'), 'train on'),
           Cause('it is too rare in training', (Condition('classes.{item}.truths', '<', 100),),
                 ('classes.{item}.truths', 'validation.class.{item}'),
-                'weigh it more, or sample it more often (CBGSDataset)')),
+                'model.heads.map.loss_weight=dict({class}=2.0) for a class of the map; the data of '
+                'configs/_base_/datasets/nuscenes_cbgs.py for one of boxes'),
+          Cause('its scores stay below the threshold', (), ('validation.class.{item}',),
+                'look at its AP or IoU; where they rise, lower monitoring.score_threshold (boxes) '
+                'or monitoring.map_threshold')),
          'Do AP or IoU of {item} leave zero?'),
 )
