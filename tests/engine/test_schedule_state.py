@@ -139,6 +139,20 @@ def test_a_stretched_schedule_is_that_of_the_longer_run(scheduled, log_of, by_it
     assert f'schedule: that of a run of 5 epochs, at epoch {2}' in log_of('a')
 
 
+@pytest.mark.parametrize('by_iteration', [True, False])
+def test_a_stretched_schedule_counts_epochs_of_the_length_that_they_have_now(
+        scheduled, log_of, by_iteration):
+    cosine = "dict(type='CosineAnnealingLR', eta_min=1e-4, by_epoch=True, begin=0, T_max={0}, " \
+             f"end={{0}}, convert_to_iter_based={by_iteration})"
+    larger = 'train_dataloader.batch_size=8'  # of the toy task: one iteration an epoch, not two
+    scheduled('whole', cosine.format(4), EPOCHS.format(4), larger)
+    scheduled('a', cosine.format(2), EPOCHS.format(2))
+    scheduled('a', cosine.format(4), EPOCHS.format(4), MORE.format('stretch'), larger,
+              resume='auto')
+    assert rates(log_of('a'))[4:] == pytest.approx(rates(log_of('whole'))[2:], rel=1e-4)
+    assert 'of the checkpoint (--fresh-schedule' not in log_of('a')
+
+
 def test_a_run_of_the_same_length_is_not_stretched(scheduled, log_of):
     cosine = COSINE.format(end=', T_max=4, end=4')
     scheduled('a', cosine, EPOCHS.format(4))

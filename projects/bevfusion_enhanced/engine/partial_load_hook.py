@@ -163,7 +163,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
                                                                       source=path)
         for change in (c for c in changes if c.key not in KEYS_OF_THE_START):
             runner.logger.info(f'changed since {path}: {change}')
-        for note in notes:
+        for note in notes if self._schedule == _CHECKPOINTS else ():
             runner.logger.warning(note)
         self._optimizer_changed = any(c.key.startswith('optim_wrapper') for c in changes)
         self._mode, self._sources = _RESUME, (LoadSource(path),)

@@ -1,5 +1,5 @@
 """The schedule of a longer (or shorter) run, brought to the point at which a run goes on."""
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -35,7 +35,8 @@ def stretch(runner: Runner, *, epoch: int, iteration: int) -> Tuple[str, ...]:
         part = config[key] if key else config
         stand_in = _stand_in(kinds[key])
         walked = runner._build_param_scheduler(part, stand_in)
-        _walk(walked, epoch=epoch, iteration=iteration, length=len(runner.train_dataloader))
+        _walk(walked, _in_epochs(part), epoch=epoch, iteration=iteration,
+              length=len(runner.train_dataloader))
         places = _places(kinds[key])
         for group, place in zip(wrappers[key].param_groups, places, strict=True):
             group.update({name: value for name, value in stand_in.param_groups[place].items()
@@ -49,18 +50,28 @@ def stretch(runner: Runner, *, epoch: int, iteration: int) -> Tuple[str, ...]:
     return (f'schedule: that of a run of {runner.max_epochs} epochs, at epoch {epoch}',)
 
 
-def _walk(schedulers: List[Any], *, epoch: int, iteration: int, length: int) -> None:
-    """Step as `ParamSchedulerHook` does over so many iterations and epochs."""
-    by_iteration = [scheduler for scheduler in schedulers if not scheduler.by_epoch]
-    by_epoch = [scheduler for scheduler in schedulers if scheduler.by_epoch]
-    done = 0
-    for number in range(1, iteration + 1):
-        for scheduler in by_iteration:
-            scheduler.step()
-        if number % length == 0 and done < epoch:
-            done += 1
-            for scheduler in by_epoch:
+def _walk(schedulers: List[Any], in_epochs: Sequence[bool], *, epoch: int, iteration: int,
+          length: int) -> None:
+    """Step as `ParamSchedulerHook` does over so many iterations and epochs.
+
+    What a config counts in epochs is walked for that many of the length that they have now: with
+    another batch size, they had another number of iterations so far.
+    """
+    of_epochs = iteration if iteration // length == epoch else epoch * length
+    for number in range(1, max(iteration, of_epochs) + 1):
+        for scheduler, counts_epochs in zip(schedulers, in_epochs, strict=True):
+            if not scheduler.by_epoch and number <= (of_epochs if counts_epochs else iteration):
                 scheduler.step()
+        if number % length == 0 and number <= epoch * length:
+            for scheduler in schedulers:
+                if scheduler.by_epoch:
+                    scheduler.step()
+
+
+def _in_epochs(config: Any) -> List[bool]:
+    """Of each scheduler, whether its config counts epochs, converted to iterations or not."""
+    parts = [config] if isinstance(config, Mapping) else config
+    return [bool(part.get('by_epoch', True)) for part in parts]
 
 
 def _kinds(wrapper: OptimWrapper) -> List[Dict[str, Any]]:
