@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from bevfusion_enhanced.checkpoints import write_checkpoint
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.experiments import commands
 from bevfusion_enhanced.experiments.status import FAILED
@@ -58,8 +59,10 @@ def test_export_agrees_with_the_list_and_overwrites_nothing(make_run, root, cons
             commands.export(tmp_path / name, root=root, force=False, console=console)
     rows = list(csv.DictReader((tmp_path / 'runs.csv').open()))
     assert [row['run'] for row in rows] == ['a/x', 'a/y']
-    assert rows[0]['NDS'] == '0.2500 (e1)' and rows[1]['why'] == 'a | b, c'
-    assert '| a/x | finished |' in (tmp_path / 'runs.md').read_text()
+    assert (float(rows[0]['NDS']), int(rows[0]['NDS_epoch'])) == (0.25, 1)
+    assert rows[1]['NDS'] == '' and rows[1]['why'] == 'a | b, c'
+    assert rows[0]['tag'] == 'x' and int(rows[0]['bytes']) > 1000
+    assert '| a/x | finished | 1/3 | - | 0.2500 (e1) |' in (tmp_path / 'runs.md').read_text()
     with pytest.raises(ConfigError, match='.csv or .md'):
         commands.export(tmp_path / 'runs.xls', root=root, force=False, console=console)
 
@@ -76,3 +79,15 @@ def test_show_names_the_files(make_run, root, console):
 def test_no_runs_is_one_clear_line(root, console):
     with pytest.raises(ConfigError, match='no runs below'):
         commands.list_all(root=root, console=console)
+
+
+@pytest.mark.parametrize('answer, deleted', [('n', 0), ('', 0), (None, 0), ('y', 1)])
+def test_prune_asks_and_deletes_when_told(make_run, root, console, monkeypatch, answer, deleted):
+    files = make_run('a/x')
+    old, new = files.checkpoints / 'epoch_1.pth', files.checkpoints / 'epoch_2.pth'
+    for epoch, path in enumerate((old, new), start=1):
+        write_checkpoint(dict(meta=dict(epoch=epoch, iter=10 * epoch), state_dict={}), path)
+    monkeypatch.setattr('sys.stdin', io.StringIO('' if answer is None else f'{answer}\n'))
+    commands.prune([], root=root, keep=1, yes=False, console=console)
+    assert '[y/N]' in said(console) and new.is_file()
+    assert old.is_file() == (not deleted)

@@ -62,6 +62,17 @@ def test_the_same_training_goes_on(files):
     assert plan(files, checkpoint='epoch_1.pth').checkpoint == 'epoch_1.pth'
 
 
+def test_settings_that_change_under_the_default_tag_are_warned_of(files):
+    faster = {**CONFIG, 'optim_wrapper': dict(optimizer=dict(type='AdamW', lr=0.2))}
+    longer = {**CONFIG, 'train_cfg': dict(max_epochs=5)}
+    named = plan(files, faster)
+    default = RunFiles(files.folder.rename(files.folder.with_name('default')))
+    [_, warning] = plan(default, faster).notes
+    assert 'optim_wrapper.optimizer.lr: 0.1 -> 0.2' in warning and '--extra-tag' in warning
+    for start in (named, plan(default), plan(default, longer)):
+        assert start.kind == GO_ON and len(start.notes) == 1
+
+
 def test_another_network_is_refused_by_name(files):
     wider = changed(fuser=dict(type='ConvFuser', out_channels=128))
     with pytest.raises(ConfigError, match=r'model\.fuser\.out_channels.*--extra-tag NEW'):

@@ -5,6 +5,7 @@ import torch
 from rich.console import Console
 
 from ..errors import ConfigError
+from ..experiments.commands import agreed
 from .long_run_checks import checks, run_checks
 from .train import TrainOptions, planned_config, run
 
@@ -33,17 +34,9 @@ def check_and_train(options: TrainOptions, *, yes: bool, iterations: int) -> Non
     if failed:
         raise ConfigError(f'{len(failed)} of {total} checks failed ({", ".join(failed)}): nothing '
                           'was started')
-    if not (yes or _agreed(console)):
+    if not (yes or agreed(console, 'start training? [y/N] ')):
         console.print('nothing was started')
         return
     gc.collect()  # the model and the batches of the dry run
     torch.cuda.empty_cache()
     run(config)
-
-
-def _agreed(console: Console) -> bool:
-    try:
-        return console.input('start training? [y/N] ').strip().lower() == 'y'
-    except EOFError:  # nobody is there to answer
-        console.print()
-        return False

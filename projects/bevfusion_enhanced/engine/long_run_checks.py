@@ -3,10 +3,12 @@
 The model is built once, and a few iterations of the real training step are timed on real batches
 in this process; nothing is written to the run's folder.
 """
+import logging
 import platform
 import shutil
 import statistics
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
@@ -74,13 +76,30 @@ def run_checks(config: Config, *, iterations: int) -> Iterator[Result]:
     """
     findings = _Findings(config=config, iterations=max(iterations, 2))
     for title, check in checks().items():
-        try:
-            yield Result(title, True, check(findings))
-        except UserError as error:
-            yield Result(title, False, str(error))
-        except torch.cuda.OutOfMemoryError as error:
-            yield Result(title, False, f'out of GPU memory: {str(error).splitlines()[0]}; use a '
-                                       'smaller --batch-size with --accumulate')
+        with _only_warnings():
+            result = _run(title, check, findings)
+        yield result
+
+
+def _run(title: str, check: Callable[[_Findings], str], findings: _Findings) -> Result:
+    try:
+        return Result(title, True, check(findings))
+    except UserError as error:
+        return Result(title, False, str(error))
+    except torch.cuda.OutOfMemoryError as error:
+        return Result(title, False, f'out of GPU memory: {str(error).splitlines()[0]}; use a '
+                                    'smaller --batch-size with --accumulate')
+
+
+@contextmanager
+def _only_warnings() -> Iterator[None]:
+    """Keep what building a dataset, model or optimizer tells out of the list of checks."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _environment(findings: _Findings) -> str:

@@ -9,7 +9,15 @@ from ..errors import ConfigError
 from ..units import readable_size
 from .curves import draw_curves
 from .run_files import RunFiles
-from .run_tables import Row, as_csv, as_markdown, rich_table, run_row, side_by_side
+from .run_tables import (
+    Row,
+    as_csv,
+    as_markdown,
+    rich_table,
+    run_record,
+    run_row,
+    side_by_side,
+)
 from .runs import HEADLINES, Run, best_run, list_runs, read_lines, select_runs
 from .settings import differing_settings, read_config
 
@@ -93,7 +101,7 @@ def prune(names: Sequence[str], *, root: Path, keep: int, yes: bool,
                       soft_wrap=True)
     total = readable_size(sum(item.size for item in files))
     question = f'delete these {len(files)} checkpoints ({total})? [y/N] '
-    if yes or console.input(question).strip().lower() == 'y':
+    if yes or agreed(console, question):
         for plan in plans:
             delete(plan)
         console.print(f'deleted {len(files)} checkpoints, {total}')
@@ -105,15 +113,25 @@ def export(out: Path, *, root: Path, force: bool, console: Optional[Console] = N
     Raises:
         ConfigError: The name ends otherwise, or the file exists and `force` is not given.
     """
-    writers = {'.csv': as_csv, '.md': as_markdown}
+    writers = {'.csv': (as_csv, run_record), '.md': (as_markdown, run_row)}
     if out.suffix not in writers:
         raise ConfigError(f'export {out}: the name has to end in .csv or .md')
     if out.exists() and not force:
         raise ConfigError(f'export {out}: the file exists; add --force to replace it')
-    rows: List[Row] = [run_row(run) for run in _runs(root)]
+    write, row_of = writers[out.suffix]
+    rows: List[Row] = [row_of(run) for run in _runs(root)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(writers[out.suffix](rows), encoding='utf-8')
+    out.write_text(write(rows), encoding='utf-8')
     _console(console).print(f'{len(rows)} runs: {out}', highlight=False, soft_wrap=True)
+
+
+def agreed(console: Console, question: str) -> bool:
+    """Whether the answer is y; where nobody is there to answer, it is not."""
+    try:
+        return console.input(question, markup=False).strip().lower() == 'y'
+    except EOFError:
+        console.print()
+        return False
 
 
 def _runs(root: Path) -> List[Run]:

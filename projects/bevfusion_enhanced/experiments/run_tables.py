@@ -25,6 +25,18 @@ def run_row(run: Run) -> Row:
             'why': status.reason}
 
 
+def run_record(run: Run) -> Row:
+    """One run as plain numbers, by column, for programs to read; empty for what is not known."""
+    status = run.status
+    row = {'run': run.name, 'tag': run.tag, 'state': status.state, 'epoch': str(status.epoch),
+           'max_epochs': str(status.max_epochs)}
+    for name in HEADLINES:
+        best = run.best.get(name)
+        row[name] = repr(best.value) if best else ''
+        row[f'{name}_epoch'] = str(best.epoch) if best else ''
+    return {**row, 'bytes': str(run.size), 'updated': status.updated, 'why': status.reason}
+
+
 def rich_table(rows: Sequence[Row], *, title: str = '') -> Table:
     """Rows of equal columns for the terminal; columns that are empty throughout are left out."""
     table = Table(title=title or None)

@@ -6,7 +6,7 @@ from ..checkpoints.config_text import parse_config_text
 from ..errors import ConfigError
 from .run_files import RunFiles
 
-_PLACES = ('work_dir', 'log_file', 'experiment_name', 'default_hooks.checkpoint.out_dir')
+_PLACES = ('work_dir', 'log_file', 'resume', 'experiment_name', 'default_hooks.checkpoint.out_dir')
 _LONGEST = 60
 
 

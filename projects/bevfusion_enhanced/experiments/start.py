@@ -14,9 +14,11 @@ from .run_files import RunFiles
 from .runs import read_lines
 from .settings import read_config
 from .status import FINISHED, is_locked, read_status
+from .tags import DEFAULT
 
 BEGIN, GO_ON, NOTHING = 'begin', 'go on', 'nothing'
 _NAMED = 6
+_LENGTH = ('train_cfg.max_epochs', 'param_scheduler')  # --epochs asks to go on, with both
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def plan_start(files: RunFiles, config: Mapping[str, Any], *, checkpoints: Path,
         return Start(BEGIN if checkpoint is None else GO_ON, checkpoint)
     if load_from and checkpoint is None:
         _require_same_sources(files, load_from)
-    _require_same_architecture(files, config)
+    changes = _changes(files, config)
+    _require_same_architecture(files, changes)
     status = read_status(files) if files.is_run else None
     epochs = (config.get('train_cfg') or {}).get('max_epochs')
     if (checkpoint is None and status is not None and status.state == FINISHED
@@ -60,7 +63,8 @@ def plan_start(files: RunFiles, config: Mapping[str, Any], *, checkpoints: Path,
         return Start(NOTHING, notes=(
             f'{files.folder} is finished: {status.epoch} of {epochs} epochs; --epochs N goes on '
             'to more, --restart begins again, --extra-tag NEW begins another run',))
-    return Start(GO_ON, checkpoint, notes=(f'{files.folder} holds a run: going on with it',))
+    return Start(GO_ON, checkpoint, notes=(
+        f'{files.folder} holds a run: going on with it', *_another_default(files, changes)))
 
 
 def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tuple[Change, ...]:
@@ -70,18 +74,33 @@ def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tuple[Cha
                  if change.key.split('.')[0] not in started)
 
 
-def _require_same_architecture(files: RunFiles, config: Mapping[str, Any]) -> None:
+def _changes(files: RunFiles, config: Mapping[str, Any]) -> Tuple[Change, ...]:
     if not files.config.is_file():  # started by other means: the checkpoint itself is compared
-        return
-    changes = [change for change in changes_between(read_config(files), config)
-               if change.kind != TRAINING]
+        return ()
+    return changes_between(read_config(files), config)
+
+
+def _require_same_architecture(files: RunFiles, changes: Sequence[Change]) -> None:
+    changes = [change for change in changes if change.kind != TRAINING]
     if changes:
-        more = f'; and {len(changes) - _NAMED} more' if len(changes) > _NAMED else ''
         raise ConfigError(
-            f'{files.folder} holds a run of another network: '
-            f'{"; ".join(map(str, changes[:_NAMED]))}{more}; give this one its own folder with '
-            '--extra-tag NEW (and --load-from a checkpoint of the other), or move the old run '
-            'aside with --restart')
+            f'{files.folder} holds a run of another network: {_listed(changes)}; give this one '
+            'its own folder with --extra-tag NEW (and --load-from a checkpoint of the other), or '
+            'move the old run aside with --restart')
+
+
+def _another_default(files: RunFiles, changes: Sequence[Change]) -> Tuple[str, ...]:
+    """A warning where settings change under the tag of those who gave none."""
+    changes = [change for change in changes if not change.key.startswith(_LENGTH)]
+    if files.folder.name != DEFAULT or not changes:
+        return ()
+    return (f'warning: the tag "{DEFAULT}" is that of a run with other settings, which goes on '
+            f'with these: {_listed(changes)}; --extra-tag NEW keeps the two apart',)
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    more = f'; and {len(changes) - _NAMED} more' if len(changes) > _NAMED else ''
+    return f'{"; ".join(map(str, changes[:_NAMED]))}{more}'
 
 
 def _require_same_sources(files: RunFiles, load_from: Sequence[str]) -> None:
