@@ -16,7 +16,7 @@ import types
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
+from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple, Type
 
 import torch
 
@@ -56,7 +56,8 @@ def skip_gpu_kernels_of_spconv() -> None:
 def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
     """Stands in for the function of this name in `mmengine.runner.checkpoint`."""
     from .checkpoints.storage import read_checkpoint
-    return read_checkpoint(filename, map_location='cpu' if map_location is None else map_location)
+    return read_checkpoint(filename, map_location='cpu' if map_location is None else map_location,
+                           verify=True)
 
 
 def load_url(url: str, model_dir: Optional[str] = None, map_location: Any = None,
@@ -93,7 +94,8 @@ def torch_load(path: Path, allowed: List[Tuple[Any, str]], *, map_location: Any,
         pickle.UnpicklingError: The file asks for something else; that is not looked up.
     """
     if TAKES_ALLOW_LIST:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Detected pickle protocol')  # refused with a reason
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -101,6 +103,11 @@ def torch_load(path: Path, allowed: List[Tuple[Any, str]], *, map_location: Any,
                 raise RuntimeError('TorchScript archives are not read')
     return torch.load(path, map_location=map_location, weights_only=False, mmap=mmap,
                       pickle_module=_restricted_pickle({name: value for value, name in allowed}))
+
+
+def torch_names() -> Collection[str]:
+    """Names of what torch itself allows in a file that is read safely."""
+    return torch._weights_only_unpickler._get_allowed_globals().keys()
 
 
 def _restricted_pickle(allowed: Mapping[str, Any]) -> types.ModuleType:

@@ -465,3 +465,43 @@ def test_what_cannot_be_stored_is_named(tmp_path):
         write_checkpoint({'w': torch.ones(1), 'f': lambda: 0}, path)
     assert read_checkpoint(path)['w'] == 1
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize('whole', ['plain', 'of torch'])
+def test_pickles_of_later_protocols_name_what_they_ask_for(tmp_path, whole, recwarn):
+    mark, path = tmp_path / 'mark', tmp_path / 'evil.pth'
+    content = {'state_dict': {'names': ['posix', 'system']}, 'x': Call(os.system, f'touch {mark}')}
+    if whole == 'plain':
+        path.write_bytes(pickle.dumps(content, protocol=4))
+    else:
+        torch.save(content, path, pickle_protocol=4)
+    with pytest.raises(CheckpointError, match=r'evil\.pth holds (posix|nt)\.system, which is not'):
+        read_checkpoint(path)
+    assert not mark.exists() and not recwarn.list
+
+
+def test_a_harmless_pickle_that_torch_does_not_read_is_not_called_damaged(tmp_path):
+    path = tmp_path / 'weights.pkl'
+    path.write_bytes(pickle.dumps({'w': np.ones(3), 'again': ['w', OrderedDict()]}, protocol=4))
+    with pytest.raises(CheckpointError, match='cannot be read safely'):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('sums', [True, False], ids=['sidecar', 'sums within'])
+def test_reading_finds_a_flipped_bit_where_asked_to(tmp_path, sums):
+    path = tmp_path / 'epoch_1.pth'
+    write_checkpoint({'state_dict': {'w': torch.zeros(1000)}}, path)
+    if not sums:
+        path.with_name('epoch_1.pth.sha256').unlink()
+    assert read_checkpoint(path, verify=True)['state_dict']['w'].sum() == 0
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(3000)) + 1500] ^= 1
+    path.write_bytes(data)
+    assert read_checkpoint(path)['state_dict']['w'].sum() != 0  # torch does not notice
+    with pytest.raises(CheckpointError, match='is damaged'):
+        read_checkpoint(path, verify=True)
+
+
+def test_what_has_no_sums_is_read_without(tmp_path):
+    torch.save({'w': torch.ones(3)}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / 'old.pth', verify=True)['w'].sum() == 3

@@ -252,6 +252,14 @@ def test_other_number_of_processes_says_what_is_not_exact(finish, tmp_path):
     assert trained(Path('run', 'iter_8.pth'))['progress']['batches'] == 12
 
 
+def test_a_validation_that_was_due_is_left_out_where_there_is_none_now(finish):
+    finish('run', 'train_cfg.max_epochs=2')
+    assert trained(Path('run', 'epoch_2.pth'))['progress']['validation_due']
+    finish('run', 'train_cfg.max_epochs=3', 'val_cfg=None', 'val_dataloader=None',
+           'val_evaluator=None')
+    assert not trained(Path('run', 'epoch_3.pth'))['progress']['validation_due']
+
+
 def test_checkpoint_without_a_training_state_says_so(finish):
     import torch
 

@@ -155,7 +155,7 @@ def inspect(path: PathLike) -> Inspection:
         CheckpointError: It cannot be read, holds no weights, or a newer version wrote it.
     """
     path = Path(path).expanduser()
-    checkpoint = read_checkpoint(path, mmap=True)
+    checkpoint = read_checkpoint(path, mmap=True, verify=True)
     mapped = MappedFile(path)
     meta = _mapping(checkpoint.get('meta'))
     require_readable(meta, source=str(path))
@@ -178,7 +178,7 @@ def diff(first: PathLike, second: PathLike) -> Differences:
     """
     states, mapped = [], []
     for path in (first, second):
-        checkpoint = read_checkpoint(path, mmap=True)
+        checkpoint = read_checkpoint(path, mmap=True, verify=True)
         mapped.append(MappedFile(path))
         states.append(tensors_of(
             translate(checkpoint, model={}, geometry={}, source=str(path)).weights))

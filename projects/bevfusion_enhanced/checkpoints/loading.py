@@ -156,7 +156,7 @@ def _open(pairs: Sequence[Tuple[LoadSource, Optional[Mapping[str, Any]]]], model
         if source.path in files:
             continue
         if checkpoint is None:
-            checkpoint = read_checkpoint(source.path, mmap=True)
+            checkpoint = read_checkpoint(source.path, mmap=True, verify=True)
         translation = translate(checkpoint, model=model, geometry=geometry, source=source.path)
         weights, note = spread_decoder(translation.weights, model)
         if note is not None:

@@ -3,19 +3,21 @@
 Torch's own format (`.pth` and whatever else) and `.safetensors`; told apart by their content when
 read and by their name when written.
 """
+import functools
 import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, List, Union
 
 import torch
 
-from ..compat import torch_load
+from ..compat import torch_load, torch_names
 from ..errors import CheckpointError
 from . import durable, safetensors_files, sidecar
 from .durable import Bytes, FileBeside
 from .numpy_records import resolve
+from .pickle_names import first_unknown, names_in
 from .safe_types import safe_types
 from .trust import OPTION, is_trusted
 
@@ -33,7 +35,7 @@ _ON_TRUST = f'or, if the file is your own, add {OPTION}'
 
 
 def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = False,
-                    trust: bool = False) -> Dict[str, Any]:
+                    trust: bool = False, verify: bool = False) -> Dict[str, Any]:
     """Read a checkpoint written by torch, by MMEngine or by `write_checkpoint`.
 
     Only tensors, containers, NumPy values and MMEngine's records are rebuilt (`safe_types`); a
@@ -46,13 +48,18 @@ def read_checkpoint(path: PathLike, *, map_location: Any = 'cpu', mmap: bool = F
             and metadata. Ignored for files of torch's old format.
         trust: Execute whatever the file asks for, as `torch.load` did before 2.6. Also so for
             files given to `trust.trust_files`.
+        verify: Compare the file with its sums first, where it has any: see `verify_checkpoint`.
+            A file that this process found to be whole is not read again until it changes.
 
     Raises:
         CheckpointError: The file is missing, empty, cut short, something else than a checkpoint,
-            or holds an object that is not allowed.
+            holds an object that is not allowed, or is damaged.
     """
     path = Path(path).expanduser()
     head = _read_head(path)
+    if verify and (head.startswith(_ZIP) or sidecar.read_sums(path)):
+        status = path.stat()
+        _verify_once(path, status.st_size, status.st_mtime_ns)
     local = str(map_location) == 'cpu'
     try:
         if safetensors_files.is_safetensors(head):
@@ -160,6 +167,11 @@ def verify_checkpoint(path: PathLike) -> None:
         _verify_parts(path)
 
 
+@functools.lru_cache(maxsize=64)
+def _verify_once(path: Path, size: int, changed: int) -> None:
+    verify_checkpoint(path)
+
+
 def delete_checkpoint(path: PathLike) -> None:
     """Delete a checkpoint and its sidecar; the sidecar last, so that it never misleads.
 
@@ -259,8 +271,22 @@ def _explain(error: Exception, path: Path) -> str:
     if '.tar format' in message or 'TorchScript' in message:
         return ('is of a format that cannot be read safely (TorchScript or torch before 1.0); '
                 f'export the weights alone with torch.save(model.state_dict(), ...), {_ON_TRUST}')
+    if 'Unsupported operand' in message or 'Invalid magic number' in message:
+        names = names_in(path)
+        if names is not None:
+            return _explain_protocol(names)
     reason = message.strip().split('\n')[0].split('. ')[0][:100]
     if len(reason) < 8:  # a bare byte or key says nothing by itself
         reason = f'{type(error).__name__} {reason}'.strip()
     return (f'is damaged, cut short or no checkpoint ({path.stat().st_size:,} bytes: {reason}); '
             'copy or download it again')
+
+
+def _explain_protocol(names: List[str]) -> str:
+    """Why a whole pickle that torch does not read safely is refused; what it asks for is named."""
+    unknown = first_unknown(names, {*torch_names(), *(name for _, name in safe_types())})
+    again = 'export the weights alone with torch.save(model.state_dict(), ...)'
+    if unknown is not None:
+        return f'holds {unknown}, which is not data: nothing of it was executed; {again}'
+    return ('is a pickle of a kind that cannot be read safely (not of torch.save, or of another '
+            f'protocol than 2); {again}')

@@ -129,8 +129,8 @@ def convert(source: str, out: str, *, to: str, config_path: Optional[str] = None
     from ..checkpoints.storage import read_checkpoint
     _require_free(out, force=force)
     geometry = geometry_of(_read_config(config_path, overrides)) if config_path else {}
-    converted = convert_checkpoint(read_checkpoint(source, mmap=True), to=to, geometry=geometry,
-                                   source=source)
+    converted = convert_checkpoint(read_checkpoint(source, mmap=True, verify=True), to=to,
+                                   geometry=geometry, source=source)
     notes = list(converted.notes)
     if to == 'mmdet3d' and Path(out).suffix == '.safetensors':
         notes.append('a .safetensors file has no place for the versions of modules, without which '
@@ -148,7 +148,7 @@ def average(sources: Sequence[str], out: str, *, force: bool = False) -> int:
     from ..checkpoints.conversion import average_checkpoints
     from ..checkpoints.storage import read_checkpoint
     _require_free(out, force=force)
-    checkpoints = [read_checkpoint(source, mmap=True) for source in sources]
+    checkpoints = [read_checkpoint(source, mmap=True, verify=True) for source in sources]
     averaged = average_checkpoints(checkpoints, sources=sources)
     _write(averaged.checkpoint, out, averaged.notes)
     return 0

@@ -192,7 +192,7 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
     sources = named_checkpoints(config)
     for path in sources:
         if not path.startswith(_URL) and not (config.get('resume') and Path(path).is_dir()):
-            read_checkpoint(path, mmap=True)
+            read_checkpoint(path, mmap=True, verify=True)
     for where, path in pretrained_paths(config['model'], 'model'):
         if not path.startswith(_URL) and not Path(path).expanduser().is_file():
             raise CheckpointError(f'{where}: checkpoint {path} does not exist; download it there, '

@@ -179,7 +179,9 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
     def _begin(self) -> None:
         """Bring random states, gradients and logs to where training starts or goes on."""
-        if self.runner.val_loop is not None:
+        if self.runner.val_loop is None:
+            self._validation_due = False  # due by a config that validated
+        else:
             guard_workers(self.runner.val_loop.dataloader)
         resumption, self._resumption = self._resumption, None
         if resumption is not None:
