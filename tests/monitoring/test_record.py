@@ -49,7 +49,9 @@ def test_every_section_and_figure_is_there():
     assert 'auxiliary losses of map are 6.0 times' in section(text, 'Diagnosis')
     assert 'losses.task.map.auxiliary = 1.5' in section(text, 'Diagnosis')
     assert 'model.heads.map.aux_weight' in section(text, 'What to try next')
-    assert 'Is object/mAP above 0.321?' in section(text, SECTIONS[-1])
+    assert 'Is object/mAP above 0.321, its best so far, of epoch 3?' in section(text, SECTIONS[-1])
+    better = record(history=[{'epoch': 2.0, 'validation.metric.object/mAP': 0.5}, NEWEST])
+    assert 'Is object/mAP above 0.5, its best so far, of epoch 2?' in render(better)
 
 
 def test_many_findings_alike_are_one_paragraph_and_what_is_refuted_is_not_advised():

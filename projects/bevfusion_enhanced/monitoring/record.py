@@ -60,7 +60,7 @@ def render(record: Record) -> str:
         ('Warnings', _warnings(record)),
         ('Diagnosis', _diagnosis(record.findings)),
         ('What to try next', _to_try(record.findings)),
-        ('Open questions for the next validation', _questions(record.findings, newest)),
+        ('Open questions for the next validation', _questions(record.findings, record.history)),
     ]
     return '# Training record\n\n' + '\n'.join(
         f'## {title}\n\n{body.rstrip()}\n' for title, body in sections)
@@ -209,12 +209,16 @@ def _to_try(findings: Sequence[Finding]) -> str:
     return '\n'.join(f'- {change} (since {why})' for change, why in tried.items()) or 'Go on.'
 
 
-def _questions(findings: Sequence[Finding], newest: Mapping[str, float]) -> str:
+def _questions(findings: Sequence[Finding], history: Sequence[Mapping[str, float]]) -> str:
     questions: List[str] = [_with_others(finding.question, others)
                             for finding, others in together(findings) if finding.question]
-    measured = [name for name in _METRICS if f'validation.metric.{name}' in newest]
-    questions += [f'Is {name} above {_number(newest[f"validation.metric.{name}"])}?'
-                  for name in measured]
+    for name in _METRICS:
+        key = f'validation.metric.{name}'
+        values = [(row[key], row.get('epoch')) for row in history if key in row]
+        if values:
+            best, epoch = max(values, key=lambda pair: pair[0])
+            questions.append(f'Is {name} above {_number(best)}, its best so far, of epoch '
+                             f'{_number(epoch)}?')
     return '\n'.join(f'- {question}' for question in dict.fromkeys(questions)) or (
         '- How good are the metrics?')
 
