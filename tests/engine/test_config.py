@@ -31,7 +31,7 @@ def test_overrides(tmp_path):
     path.write_text('a = dict(b=1, c=[dict(d=2)])\n')
     config = load_config(str(path), ['a.b=[1,x]', 'a.c.0.d=3.5', 'e.f=None'])
     assert (config.a.b, config.a.c[0].d, config.e.f) == ([1, 'x'], 3.5, None)
-    for wrong in ('a', '=3', 'a.c.7.d=1', 'a=[1,(2]'):
+    for wrong in ('a', '=3', 'a.c.7.d=1', 'a=[1,(2]', 'a.c=[dict(d=1,e=2)]'):
         with pytest.raises(ConfigError, match='--cfg-options'):
             load_config(str(path), [wrong])
 

@@ -52,7 +52,8 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
     """Merge `key=value` pairs into a config, in place; values as on MMEngine's command lines.
 
     Raises:
-        ConfigError: A pair has no `=`, or its key leads through something that holds no keys.
+        ConfigError: A pair has no `=`, its value is not one for a command line, or its key leads
+            through something that holds no keys.
     """
     for pair in overrides:
         key, separator, text = pair.partition('=')
@@ -61,6 +62,10 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
         try:
             value: Any = DictAction._parse_iterable(text)
             config.merge_from_dict({key: value})
+        except RecursionError as error:  # MMEngine's answer to a comma within dict(...)
+            raise ConfigError(f'--cfg-options {pair}: values are numbers, words and lists of them; '
+                              f'give KEY.NAME=VALUE for each name of a dict, or put it into a config '
+                              'file') from error
         except (KeyError, TypeError, AssertionError, IndexError, AttributeError) as error:
             raise ConfigError(f'--cfg-options {pair}: cannot be applied to this config '
                               f'({" ".join(str(error).split())})') from error
