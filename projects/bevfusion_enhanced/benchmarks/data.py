@@ -105,6 +105,12 @@ class _Worker:
             next(self._loader)
         return samples / (time.perf_counter() - start)
 
+    def cpu_seconds(self) -> float:
+        """Processor time of this process so far (Linux)."""
+        with open(f'/proc/{self.process}/stat') as file:
+            fields = file.read().rsplit(')', 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
     def private_mb(self) -> float:
         """Memory that only this process has (Linux)."""
         with open(f'/proc/{self.process}/smaps_rollup') as file:
@@ -133,7 +139,9 @@ def data_sample() -> Measurement:
         reference = whole.rate(REFERENCE_SAMPLES)
         del whole
         worker = _Worker(build_dataset(root))
+        start = worker.cpu_seconds()
         rate = worker.rate(TIMED_SAMPLES)
+        busy = (worker.cpu_seconds() - start) / TIMED_SAMPLES
         memory = [worker.private_mb()]
         for _ in range(4):
             worker.rate((MEMORY_SAMPLES - TIMED_SAMPLES) // 4)
@@ -145,4 +153,5 @@ def data_sample() -> Measurement:
                    f'{SCAN_POINTS * (SWEEPS + 1):,} points, map masks; waits of the training '
                    'process included; memory private to the worker',
         details={'samples_a_second': round(rate, 1),
+                 'processor_time_of_the_worker_ms': round(1e3 * busy, 1),
                  f'worker_mb_over_{MEMORY_SAMPLES}_samples': [round(m) for m in memory]})

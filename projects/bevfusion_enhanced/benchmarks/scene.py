@@ -111,7 +111,7 @@ def file_images(count: int = 6, *, seed: int = 4) -> List[np.ndarray]:
     for _ in range(count):
         coarse = generator.uniform(0, 255, (15, 27, 3)).astype(np.float32)
         image = cv2.resize(coarse, FILE_SIZE[::-1], interpolation=cv2.INTER_CUBIC)
-        fine = cv2.resize(generator.normal(0, 12, (450, 800, 3)).astype(np.float32),
+        fine = cv2.resize(generator.normal(0, 6, (450, 800, 3)).astype(np.float32),
                           FILE_SIZE[::-1], interpolation=cv2.INTER_LINEAR)
         made.append(np.clip(image + fine, 0, 255).astype(np.uint8))
     return made

@@ -1,8 +1,10 @@
 """Info files on disk: MMDetection3D's v2 form, `{'metainfo': {...}, 'data_list': [...]}`."""
+import gc
 import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Iterator, Union
 
 from bevfusion_enhanced.errors import DataError
 
@@ -20,6 +22,22 @@ def read_info_file(path: Union[str, Path]) -> dict:
         raise DataError(f'info file {path} has no metainfo and data_list, so it is not of '
                         f"MMDetection3D's v2 form; {RECREATE}")
     return content
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Leave Python's search for cyclic garbage out of a block that makes many objects.
+
+    The search looks at all objects again and again as their number grows: with it, to read 100,000
+    samples takes more than ten times as long as 10,000.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_pickle(path: Union[str, Path], *, what: str = 'file', recreate: str = RECREATE) -> Any:

@@ -15,7 +15,11 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from bevfusion_enhanced.datasets.info_files import RECREATE, read_info_file
+from bevfusion_enhanced.datasets.info_files import (
+    RECREATE,
+    read_info_file,
+    without_garbage_collection,
+)
 from bevfusion_enhanced.datasets.map_masks import require_map_files
 from bevfusion_enhanced.datasets.pipeline_checks import check_pipeline_fits
 from bevfusion_enhanced.datasets.scene_lookup import scenes_of_samples
@@ -89,6 +93,11 @@ class NuScenesMultiTaskDataset(NuScenesDataset):
             box_type_3d=box_type_3d, filter_empty_gt=filter_empty_gt, test_mode=test_mode,
             load_eval_anns=load_eval_anns, indices=indices, serialize_data=serialize_data,
             lazy_init=lazy_init, max_refetch=max_refetch, backend_args=backend_args)
+
+    def full_init(self) -> None:
+        """Read the info file, unless that was done; see `load_data_list`."""
+        with without_garbage_collection():
+            super().full_init()
 
     def load_data_list(self) -> List[dict]:
         """Read the info file.
