@@ -65,6 +65,12 @@ def test_many_findings_alike_are_one_paragraph_and_what_is_refuted_is_not_advise
     assert 'model.heads.map.loss_weight=dict(c0=2.0)' in section(text, 'What to try next')
 
 
+def test_long_lists_are_cut_but_for_the_samples():
+    names = [f'n{i}' for i in range(9)]
+    text = render(record(events=[dict(epoch=1, iter=2, event='e', samples=names, modules=names)]))
+    assert 'samples: n0, n1, n2, n3, n4, n5, n6, n7, n8; modules: n0, n1, n2, n3 and 5 more' in text
+
+
 def test_a_run_that_has_just_begun_and_one_that_was_stopped():
     text = render(record(history=[], findings=(), events=[], changes=[]))
     assert 'No epoch is finished yet.' in text and 'healthy' in section(text, 'Diagnosis')

@@ -20,7 +20,7 @@ from ..monitoring.diagnosis import Finding, check_thresholds, diagnose, together
 from ..monitoring.epoch import EpochMeters, default_warn_norm, rates_by_label
 from ..monitoring.metrics_log import MetricsLog
 from ..monitoring.predictions import PredictionMeter, add_counts
-from ..monitoring.record import Record, write_record
+from ..monitoring.record import Record, detail, write_record
 from ..monitoring.statistics import compare_with_previous
 from ..monitoring.step_watch import StepReading, StepWatch, group_labels
 from ..monitoring.weights import BufferGuard, statistics_of, weight_changes
@@ -314,7 +314,8 @@ class HealthHook(Hook):
                       **{key: value for key, value in details.items() if value})
         self._events = (self._events + [record])[-_MAX_EVENTS:]
         runner.logger.warning('health: ' + '; '.join(
-            f'{key}: {value}' if key != 'event' else str(value) for key, value in record.items()))
+            f'{key}: {detail(key, value)}' if key != 'event' else str(value)
+            for key, value in record.items()))
         if is_main_process():
             self._log.write('event', epoch=record['epoch'], iteration=record['iter'],
                             values={k: v for k, v in record.items() if k not in ('epoch', 'iter')})
@@ -340,8 +341,9 @@ class HealthHook(Hook):
         self._history.append(self._measure(runner))
         self._diagnose(runner)
         self._write_record(runner, epoch=runner.epoch)
+        again = f'--ckpt {good}' if good else '--restart'
         raise TrainingError(f'{self._stop}: see record.md in {runner.work_dir} for the likely '
-                            'causes, then go on from that checkpoint with --load-from')
+                            f'causes, change what it says, then start again with {again}')
 
     def _last_good_checkpoint(self, runner: Runner) -> Optional[Path]:
         """The newest checkpoint that is whole and whose weights are all finite."""

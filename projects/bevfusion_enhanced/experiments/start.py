@@ -18,6 +18,8 @@ from .tags import DEFAULT
 
 BEGIN, GO_ON, NOTHING = 'begin', 'go on', 'nothing'
 _NAMED = 6
+_STARTED = {'work_dir', 'load_from', 'resume', 'launcher', 'log_file',
+            'default_hooks.checkpoint.out_dir', 'default_hooks.run_record.load_from'}
 _LENGTH = ('train_cfg.max_epochs', 'param_scheduler')  # --epochs asks to go on, with both
 
 
@@ -69,9 +71,8 @@ def plan_start(files: RunFiles, config: Mapping[str, Any], *, checkpoints: Path,
 
 def changes_between(old: Mapping[str, Any], new: Mapping[str, Any]) -> Tuple[Change, ...]:
     """What differs between two configs of one run, apart from how and where it is started."""
-    started = ('work_dir', 'load_from', 'resume', 'launcher', 'log_file')
     return tuple(change for change in explain_change(old, new)
-                 if change.key.split('.')[0] not in started)
+                 if not {change.key.split('.')[0], change.key} & _STARTED)
 
 
 def _changes(files: RunFiles, config: Mapping[str, Any]) -> Tuple[Change, ...]:

@@ -9,6 +9,7 @@ from .diagnosis import Finding, together
 NAME = 'record.md'
 _EPOCHS_SHOWN = 12
 _EVENTS_SHOWN = 20
+_LISTED = 4
 _METRICS = ('object/mAP', 'object/NDS', 'map/mean/iou@max')
 
 
@@ -173,7 +174,7 @@ def _warnings(record: Record) -> str:
     lines = [f'- {_with_others(finding.message, others)}'
              for finding, others in together(record.findings)]
     for event in list(record.events)[-_EVENTS_SHOWN:]:
-        details = '; '.join(f'{key}: {_detail(value)}' for key, value in event.items()
+        details = '; '.join(f'{key}: {detail(key, value)}' for key, value in event.items()
                             if key not in ('epoch', 'iter', 'event') and value)
         lines.append(f'- epoch {event.get("epoch")}, iteration {event.get("iter")}: '
                      f'{event.get("event")}' + (f' ({details})' if details else ''))
@@ -257,5 +258,10 @@ def _percent(value: Optional[float]) -> str:
     return '-' if value is None else f'{value:.1%}'
 
 
-def _detail(value: Any) -> str:
-    return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def detail(key: str, value: Any) -> str:
+    """A detail of an event as text: of lists the first few; samples are all named."""
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    shown = value if key == 'samples' else value[:_LISTED]
+    more = f' and {len(value) - len(shown)} more' if len(shown) < len(value) else ''
+    return f'{", ".join(map(str, shown))}{more}'
