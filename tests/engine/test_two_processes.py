@@ -94,7 +94,8 @@ def runs(mini_nuscenes, tmp_path_factory):
     one = write_config(folder / 'one.py', mini_nuscenes, batch_size=2)
     two = write_config(folder / 'two.py', mini_nuscenes, batch_size=1)
     parts = write_config(folder / 'parts.py', mini_nuscenes, batch_size=1,
-                         model_wrapper_cfg=dict(type='FullyShardedModel'))
+                         model_wrapper_cfg=dict(type='FullyShardedModel'),
+                         model=dict(encoders=dict(camera=dict(backbone=dict(with_cp=True)))))
     with one_thread():
         train(TrainOptions(config=str(one), work_dir=str(folder / 'one')))
         for config in (two, parts):
