@@ -110,6 +110,18 @@ def test_plan_keeps_the_best_the_newest_and_the_last(folder):
     assert not plan_prune(folder).delete
 
 
+def test_a_runs_folder_stands_for_that_of_its_checkpoints(tmp_path):
+    inside = tmp_path / 'run' / 'checkpoints'
+    for epoch in (1, 2, 3):
+        save(inside / f'epoch_{epoch}.pth', 10 * epoch, epoch)
+    write_bytes(b'elsewhere/epoch_1.pth', tmp_path / 'run' / 'last_checkpoint')
+    for folder in (tmp_path / 'run', inside):
+        plan = plan_prune(folder)
+        assert [item.path for item in plan.delete] == [inside / 'epoch_2.pth']
+        assert [(item.path.name, item.reason) for item in plan.keep] == [
+            ('epoch_1.pth', 'named by last_checkpoint'), ('epoch_3.pth', 'newest')]
+
+
 def test_a_best_checkpoint_of_any_name_is_kept(folder):
     save(folder / 'iter_40.pth', 40, message_hub={'runtime_info': {
         'best_ckpt': '/old/place/epoch_2.pth', 'best_score': 1}})

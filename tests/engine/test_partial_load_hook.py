@@ -316,6 +316,11 @@ def test_a_folder_is_resumed_from_its_newest_checkpoint(run, log_of):
     run('a')
     runner = run('b', 'train_cfg.max_epochs=3', resume='a')
     assert runner.epoch == 3 and 'a/epoch_2.pth, the newest valid checkpoint' in log_of('b')
+    Path('a', 'checkpoints').mkdir()
+    for path in Path('a').glob('*.pth*'):
+        path.rename(Path('a', 'checkpoints', path.name))
+    assert run('d', 'train_cfg.max_epochs=3', resume='a').epoch == 3
+    assert 'a/checkpoints/epoch_2.pth, the newest valid checkpoint' in log_of('d')
     Path('none').mkdir()
     with pytest.raises(CheckpointError, match='none holds no checkpoint'):
         run('c', resume='none')

@@ -8,6 +8,7 @@ from .durable import PathLike
 from .storage import read_checkpoint, verify_checkpoint
 
 LAST = 'last_checkpoint'
+INSIDE = 'checkpoints'  # of a run's folder
 _NAME = r'(?:epoch|iter)_\d+\.pth'
 
 
@@ -34,6 +35,15 @@ def list_checkpoints(folder: PathLike, *, template: Optional[str] = None) -> Lis
                       rf'{_NAME}|{re.escape(template).replace(re.escape("{}"), "[0-9]+")}')
     return sorted(path for path in folder.iterdir()
                   if name.fullmatch(path.name) and path.is_file())
+
+
+def where_checkpoints_lie(folder: PathLike, *, template: Optional[str] = None) -> Path:
+    """The folder itself where it holds checkpoints, else the one for them in a run's folder."""
+    folder = Path(folder)
+    inside = folder / INSIDE
+    if inside.is_dir() and not list_checkpoints(folder, template=template):
+        return inside
+    return folder
 
 
 def iterations_of(path: PathLike) -> int:

@@ -5,7 +5,14 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ..errors import CheckpointError
 from .durable import PathLike, leftovers
-from .folder import LAST, FoundCheckpoint, list_checkpoints, newest_first
+from .folder import (
+    INSIDE,
+    LAST,
+    FoundCheckpoint,
+    list_checkpoints,
+    newest_first,
+    where_checkpoints_lie,
+)
 from .sidecar import SUFFIX, sidecar_of
 from .storage import delete_checkpoint, read_checkpoint
 
@@ -26,7 +33,7 @@ class PrunePlan:
     """What `prune` would do.
 
     Attributes:
-        folder: The run's folder.
+        folder: Where the checkpoints lie.
         delete: Files to delete, in the order of their names.
         keep: Checkpoints that stay.
         skipped: What is wrong with checkpoints that cannot be used.
@@ -51,7 +58,7 @@ def plan_prune(folder: PathLike, *, keep: int = 1, template: Optional[str] = Non
     checkpoint is whole, nothing is deleted.
 
     Args:
-        folder: A run's folder, in which no training is going on.
+        folder: A run's folder, or that of its checkpoints; no training is going on in it.
         keep: How many to keep, at least 1.
         template: `filename_tmpl` of the run, where it has one of its own.
 
@@ -61,6 +68,7 @@ def plan_prune(folder: PathLike, *, keep: int = 1, template: Optional[str] = Non
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f'{folder} is not a folder; name the folder of a run')
+    folder = where_checkpoints_lie(folder, template=template)
     if keep < 1:
         raise CheckpointError(f'keep is {keep}; at least the newest checkpoint is kept')
     skipped: List[str] = []
@@ -112,8 +120,9 @@ def _reasons_to_keep(folder: Path, newest: List[FoundCheckpoint]) -> Dict[Path, 
 
 
 def _last(folder: Path) -> Optional[Path]:
+    place = folder.parent if folder.name == INSIDE else folder  # MMEngine writes it into work_dir
     try:
-        name = Path((folder / LAST).read_text(encoding='utf-8').strip()).name
+        name = Path((place / LAST).read_text(encoding='utf-8').strip()).name
     except (OSError, UnicodeDecodeError):
         return None
     return folder / name if name and (folder / name).is_file() else None

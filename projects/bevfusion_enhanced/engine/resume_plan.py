@@ -8,6 +8,7 @@ from torch import nn
 from ..checkpoints.change_rules import MEANING
 from ..checkpoints.explain import Change, explain_change
 from ..checkpoints.fingerprint import META_KEY, fingerprint_of, info_digests, make_fingerprint
+from ..checkpoints.folder import where_checkpoints_lie
 from ..checkpoints.geometry import geometry_of
 from ..errors import CheckpointError
 from .run_folder import find_newest
@@ -97,12 +98,12 @@ def restart_record(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def newest_in(folder: str, runner: Runner) -> str:
-    """The newest checkpoint of a folder that verifies; what was skipped is logged.
+    """The newest checkpoint of a folder, or of a run's, that verifies; what was skipped is logged.
 
     Raises:
         CheckpointError: There is none.
     """
-    found = find_newest(folder, skipped=lambda reason: runner.logger.warning(
+    found = find_newest(where_checkpoints_lie(folder), skipped=lambda reason: runner.logger.warning(
         f'skipped for resuming: {reason}'))
     if found is None:
         what = 'holds no checkpoint that can be resumed' if Path(folder).is_dir() else \
