@@ -28,3 +28,11 @@ def test_automatic_tags_are_tags_that_say_when_and_what(differences):
     assert check_tag(tag) == tag and tag.startswith('20261120-153000')
     if len(differences) == 1:
         assert tag.endswith('lr-0.0004')
+
+
+def test_automatic_tags_name_what_matters_first_and_whole():
+    now = datetime.datetime(2026, 11, 20, 15, 30)
+    changed = [('val_dataloader.num_workers', 0), ('train_dataloader.dataset.data_root', 'x' * 60),
+               ('train_dataloader.dataset.indices', 12), ('max_epochs', 3),
+               ('train_cfg.max_epochs', 3), ('optim_wrapper.optimizer.lr', 5e-4)]
+    assert automatic_tag(changed, now=now) == '20261120-153000_lr-0.0005_indices-12_max_epochs-3'

@@ -9,6 +9,8 @@ DEFAULT = 'default'
 AUTOMATIC = 'auto'
 _ALLOWED = re.compile(r'[A-Za-z0-9._-]+')
 _LONGEST = 80
+_FIRST = ('model.', 'optim_wrapper.')  # what people try variants of
+_LOADING = ('num_workers', 'persistent_workers', 'prefetch_factor')  # changes no result
 
 # Windows keeps these names for devices, whatever stands after a dot.
 _RESERVED = re.compile(r'^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
@@ -37,9 +39,13 @@ def automatic_tag(differences: Sequence[Tuple[str, object]], *, now: datetime.da
         differences: (dotted config key, new value) of each setting that the command line changed.
         now: The time of the start.
     """
-    parts = [f'{key.rpartition(".")[2]}-{_word(value)}' for key, value in differences]
-    tag = '_'.join([now.strftime('%Y%m%d-%H%M%S'), *parts])
-    return tag[:_LONGEST].rstrip('.')
+    tag = now.strftime('%Y%m%d-%H%M%S')
+    telling = [item for item in differences if item[0].rpartition('.')[2] not in _LOADING]
+    telling.sort(key=lambda item: not item[0].startswith(_FIRST))
+    for part in dict.fromkeys(f'{key.rpartition(".")[2]}-{_word(value)}' for key, value in telling):
+        if len(f'{tag}_{part}') <= _LONGEST:  # what has no room is in the run's config
+            tag = f'{tag}_{part}'
+    return tag.rstrip('.')
 
 
 def _word(value: object) -> str:
