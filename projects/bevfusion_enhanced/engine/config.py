@@ -64,8 +64,8 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> None:
             config.merge_from_dict({key: value})
         except RecursionError as error:  # MMEngine's answer to a comma within dict(...)
             raise ConfigError(f'--cfg-options {pair}: values are numbers, words and lists of them; '
-                              f'give KEY.NAME=VALUE for each name of a dict, or put it into a config '
-                              'file') from error
+                              'give KEY.NAME=VALUE for each name of a dict, or put it into a '
+                              'config file') from error
         except (KeyError, TypeError, AssertionError, IndexError, AttributeError) as error:
             raise ConfigError(f'--cfg-options {pair}: cannot be applied to this config '
                               f'({" ".join(str(error).split())})') from error
