@@ -8,6 +8,9 @@ import torch
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / 'shared'
 
+# A process that a test forks would wait for ever for the OpenMP threads that its parent had.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list) -> None:
     no_shared = pytest.mark.skip(reason=f'needs {SHARED}, which is not here')
