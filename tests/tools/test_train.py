@@ -1,5 +1,6 @@
 """tools/train.py, and MMDetection3D's own in a process of its own, on the toy task."""
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_bad_input_stops_before_anything_is_written(trained, monkeypatch, capsys
     error = capsys.readouterr().err.strip()
     assert error.startswith('error: ') and says in error and len(error.splitlines()) == 1
     assert not (trained / 'w').exists()
+
+
+@pytest.mark.parametrize('break_it, says', [
+    (lambda weights: {name: value * float('nan') for name, value in weights.items()}, 'nan|NaN'),
+    (lambda weights: {f'layer1.{name}': value for name, value in weights.items()},
+     'does not fit this model'),
+])
+def test_weights_that_are_of_no_use_leave_nothing_behind(copied, capsys, break_it, says):
+    weights = torch.load(RUN / 'checkpoints/epoch_1.pth', weights_only=False)['state_dict']
+    torch.save(break_it({name: value.float() for name, value in weights.items()}), 'odd.pth')
+    assert copied('--extra-tag', 'odd', '--load-from', 'odd.pth') == 2
+    assert re.search(says, capsys.readouterr().err) and not (RUN.parent / 'odd').exists()
 
 
 class Payload:

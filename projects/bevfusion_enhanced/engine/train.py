@@ -1,16 +1,18 @@
 """`tools/train.py` as a function: from a config and options to a trained model."""
 import datetime
 import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import List, Optional, Sequence
 
 from mmengine.config import Config
 
 from ..checkpoints.config_difference import differences
 from ..checkpoints.source_classes import parse_source_classes
-from ..errors import ConfigError
+from ..errors import ConfigError, UserError
 from ..experiments import tags
-from ..experiments.run_files import run_folder
+from ..experiments.run_files import RunFiles, run_folder
 from ..experiments.start import BEGIN, GO_ON, NOTHING
 from .config import (
     load_config,
@@ -114,9 +116,14 @@ def planned_config(options: TrainOptions) -> Optional[Config]:
 
 
 def run(config: Config) -> None:
-    """Train; how it ended is in the run's folder, whatever happens."""
+    """Train; how it ended is in the run's folder, whatever happens.
+
+    A start that is refused leaves no folder behind where there was none.
+    """
     from .experiment_runner import ExperimentRunner
     from .run_record_hook import RunRecordHook
+    files = RunFiles(Path(config.work_dir))
+    is_new = not files.folder.exists()
     runner = ExperimentRunner.from_cfg(config)
     records = [hook for hook in runner.hooks if isinstance(hook, RunRecordHook)]
     try:
@@ -124,6 +131,8 @@ def run(config: Config) -> None:
     except BaseException as error:
         for record in records:
             record.ended(runner, error)
+        if isinstance(error, UserError) and is_new and not files.is_run:
+            shutil.rmtree(files.folder, ignore_errors=True)
         raise
 
 
