@@ -31,7 +31,7 @@ custom_hooks = [dict(type='HealthHook', interval=1, update_interval=1, cosine_in
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), clip_grad=dict(max_norm=1.0))
 param_scheduler = []
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
-visualizer = dict(type='Visualizer', vis_backends=vis_backends, name='visualizer')
+visualizer = dict(type='Visualizer', vis_backends=vis_backends)
 '''
 
 
