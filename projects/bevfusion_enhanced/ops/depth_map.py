@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bevfusion_enhanced.ops.precision import full_precision
+
 MIN_DEPTH = 1e-5  # metres; a point nearer than this is not seen
 
 
@@ -53,6 +55,7 @@ def scatter_last(values: Tensor, index: Tensor, *, size: int) -> Tensor:
     return out.index_copy_(0, hit, values.index_select(0, winner.index_select(0, hit)))
 
 
+@full_precision
 @torch.no_grad()
 def depth_maps(points: Sequence[Tensor], *, lidar2img: Tensor, img_aug_matrix: Tensor,
                lidar_aug_matrix: Tensor, image_size: Tuple[int, int]) -> Tensor:

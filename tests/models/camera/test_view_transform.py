@@ -127,9 +127,10 @@ def test_lidar_points_matter_only_where_they_are_asked_for(rig):
 
 def test_autocast_stays_close(rig):
     transform = build(DepthLSSTransform, downsample=1).eval()
-    exact = transform(features(), clouds(), rig(batch=2))
+    inputs = features(), clouds(), rig(batch=2)
+    exact = transform(*inputs)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        close = transform(features(), clouds(), rig(batch=2))
+        close = transform(*inputs)
     assert close.dtype == torch.float32  # the sums over pixels, whatever the convolutions do
     assert (close - exact).norm() < 0.2 * exact.norm()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.models.calibration import Calibration
+from bevfusion_enhanced.ops.precision import full_precision
 
 
 class BEVGrid(NamedTuple):
@@ -80,6 +81,7 @@ def _undo_image_augmentation(frustum: Tensor, img_aug_matrix: Tensor) -> Tuple[T
             undo[..., 1, 0, :, :] * u + undo[..., 1, 1, :, :] * v)
 
 
+@full_precision
 @torch.no_grad()
 def frustum_cells(frustum: Tensor, grid: BEVGrid, calibration: Calibration) -> Tensor:
     """The BEV cell of every frustum point.

@@ -191,7 +191,10 @@ class TransFusionHead(TaskHead):
                               spared=self.nms_free_classes)                      # (B, K, L)
         labels, cells = propose(scores, count=self.num_proposals)                # (B, P) each
         tokens = features.flatten(2).transpose(1, 2)                             # (B, L, H)
-        layers = self._decode_layers(tokens, labels, cells)
+        if tokens.device.type == 'cpu':  # whose attention is several times slower in bfloat16
+            tokens = tokens.float()
+        with torch.autocast('cpu', enabled=False):
+            layers = self._decode_layers(tokens, labels, cells)
         at_cells = cells[:, None].expand(-1, self.num_classes, -1)               # (B, K, P)
         return TransFusionOutputs(layers=layers if self.auxiliary else layers[-1:],
                                   dense_heatmap=dense_heatmap, query_labels=labels,
