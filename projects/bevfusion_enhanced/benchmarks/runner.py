@@ -91,10 +91,12 @@ def _child(name: str, threads: int) -> Dict[str, Any]:
     environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     done = subprocess.run(
         [sys.executable, '-m', 'bevfusion_enhanced.benchmarks.child', name, str(threads)],
-        env=environment, cwd=ROOT, capture_output=True, text=True)
+        env=environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        raise BenchmarkError(f'benchmark {name} failed: {_last_line(done.stderr)}')
+        reason = (f'it was ended by signal {-done.returncode}' if done.returncode < 0
+                  else _last_line(done.stderr))
+        raise BenchmarkError(f'benchmark {name} failed: {reason}')
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
