@@ -13,6 +13,7 @@ from torch import nn
 from bevfusion_enhanced.checkpoints.background import BackgroundWriter
 from bevfusion_enhanced.checkpoints.snapshot import Snapshot, tensor_sizes
 from bevfusion_enhanced.checkpoints.storage import read_checkpoint, write_checkpoint
+from bevfusion_enhanced.errors import CheckpointError
 
 
 def test_a_copy_is_not_torn_by_the_next_step(tmp_path):
@@ -57,6 +58,49 @@ def test_copies_keep_what_they_are(tmp_path):
                 copied['state_dict'][name].data_ptr() != tensor.data_ptr()
         tied = copied['state_dict']['tied']
         assert tied is copied['state_dict']['a'] is copied['pair'][1][0]
+
+
+def test_what_does_not_change_can_be_copied_later():
+    weight = torch.randn(5, 4, 3, 3).to(memory_format=torch.channels_last)
+    state = {'weight': weight, 'half': torch.randn(7).bfloat16(), 'empty': torch.zeros(0),
+             'scalar': torch.tensor(3.), 'mean': torch.ones(4)}
+    snapshot = Snapshot()
+    for _ in range(2):
+        snapshot.begin()
+        unchanging = {state[name].data_ptr() for name in ('weight', 'half', 'scalar')}
+        copied = snapshot.copy({'state_dict': state}, unchanging=unchanging)['state_dict']
+        expected = {name: value.clone() for name, value in state.items()}
+        state['mean'].add_(1)  # statistics go on in the forward
+        snapshot.complete()
+        for name, value in expected.items():
+            assert torch.equal(copied[name], value), name
+        state['weight'].add_(1)
+        assert torch.equal(copied['weight'], expected['weight'])
+
+
+def test_a_change_before_the_copy_is_complete_is_found():
+    snapshot, weight = Snapshot(), torch.ones(3)
+    snapshot.begin()
+    snapshot.copy({'w': weight}, unchanging={weight.data_ptr()})
+    weight.add_(1)
+    with pytest.raises(CheckpointError, match='outside the optimizer'):
+        snapshot.complete()
+    snapshot.begin()
+    snapshot.copy({'w': weight}, unchanging={weight.data_ptr()})
+    snapshot.complete()
+
+
+@pytest.mark.gpu
+def test_what_lies_on_a_gpu_is_copied_beside_its_work():
+    snapshot, weight = Snapshot(), torch.zeros(2 ** 22, device='cuda')
+    product = torch.randn(4096, 4096, device='cuda')
+    for _ in range(20):
+        product = product @ product / 4096  # the copy has to wait for this
+    weight.add_(product.flatten()[:2 ** 22])
+    snapshot.begin()
+    copied = snapshot.copy({'w': weight}, unchanging={weight.data_ptr()})
+    snapshot.complete()
+    assert torch.equal(copied['w'], weight.cpu())
 
 
 def test_what_hooks_add_is_copied_and_the_rest_is_not_copied_twice():

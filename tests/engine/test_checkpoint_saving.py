@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 
 from bevfusion_enhanced.checkpoints import durable, read_checkpoint, verify_checkpoint
 from bevfusion_enhanced.checkpoints.folder import find_newest
+from bevfusion_enhanced.checkpoints.snapshot import Snapshot
 from bevfusion_enhanced.engine import checkpoint_saving
 from bevfusion_enhanced.engine.checkpoint_saving import SafeCheckpointHook
 from bevfusion_enhanced.engine.run_folder import require_writable
@@ -172,6 +173,47 @@ def test_training_goes_on_during_a_write_and_one_write_waits_for_the_other(
     for number in (2, 4):  # and yet neither is torn
         torch.testing.assert_close(dict(read_checkpoint(f'a/iter_{number}.pth')['state_dict']),
                                    seen[number], rtol=0, atol=0)
+
+
+def test_the_optimizer_waits_for_the_copy_and_the_forward_does_not(run, hooked, monkeypatch):
+    hooked()
+    forwarded, waited = threading.Event(), []
+    complete = Snapshot.complete
+
+    def late(snapshot):
+        waited.append(forwarded.wait(20))
+        complete(snapshot)
+
+    monkeypatch.setattr(Snapshot, 'complete', late)
+    seen = {}
+
+    def look(runner):
+        number = runner.iter + 1
+        seen[number] = {name: value.clone() for name, value in runner.model.state_dict().items()}
+        forwarded.clear()
+        if number == 2:  # the backward of the third step lets the copy of the second begin
+            next(runner.model.parameters()).register_hook(lambda _: forwarded.set())
+
+    CallHook.at['after_train_iter'] = look
+    run('a', *option(by_epoch=False, interval=2, save_last=False), epochs(2))
+    assert waited[0] is True
+    torch.testing.assert_close(dict(read_checkpoint('a/iter_2.pth')['state_dict']), seen[2],
+                               rtol=0, atol=0)
+
+
+def test_a_hook_that_may_read_values_gets_them(run, toy_config):
+    found = []
+
+    @HOOKS.register_module(force=True)
+    class ReadingHook(Hook):
+        def before_save_checkpoint(self, runner, checkpoint):
+            found.append({name: value.clone() for name, value in checkpoint['state_dict'].items()})
+
+    toy_config.write_text(
+        toy_config.read_text() + "\ncustom_hooks += [dict(type='ReadingHook')]\n")
+    run('a', epochs(1))
+    torch.testing.assert_close(dict(read_checkpoint('a/epoch_1.pth')['state_dict']), found[-1],
+                               rtol=0, atol=0)
 
 
 def test_the_old_is_deleted_after_the_new_is_in_place(run, hooked, monkeypatch):

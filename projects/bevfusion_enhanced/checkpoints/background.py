@@ -8,7 +8,7 @@ import weakref
 from typing import Callable, Optional
 
 Job = Callable[[], None]
-_NICE = 10
+_NICE = 19  # what the cores leave over, and a sixtieth of one that training wants too
 
 _writers: 'weakref.WeakSet[BackgroundWriter]' = weakref.WeakSet()
 

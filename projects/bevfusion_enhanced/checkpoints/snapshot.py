@@ -1,19 +1,31 @@
 """A copy of a checkpoint in memory, which training can go on beside."""
 import copy
 from collections import OrderedDict
-from typing import Any, Dict, Iterable, Iterator, List, Tuple
+from contextlib import nullcontext
+from typing import Any, Container, Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
+import numpy as np
 import torch
 
+from ..errors import CheckpointError
+
 _SAME = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
+
+
+class _Later(NamedTuple):
+    """A tensor that is still to be copied, and how often it had been written to by then."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+    version: int
 
 
 class Snapshot:
     """Copies checkpoints into memory of its own, the same for every one.
 
-    Memory that is new to the process is some ten times slower to fill than memory that it has,
-    and a training step waits for the copy. Hence the copies of tensors live until the next
-    `begin`, and the memory as long as the snapshot.
+    Memory that is new to the process is some ten times slower to fill than memory that it has.
+    Hence the copies of tensors live until the next `begin`, and the memory as long as the
+    snapshot. What nobody writes to for a while can be copied by another thread: `complete`.
     """
 
     def __init__(self) -> None:
@@ -21,6 +33,9 @@ class Snapshot:
         self._used: Dict[int, int] = {}
         self._own: Dict[int, Any] = {}
         self._copies: Dict[Tuple[Any, ...], Tuple[torch.Tensor, torch.Tensor]] = {}
+        self._unchanging: Container[int] = ()
+        self._later: List[_Later] = []
+        self._streams: Dict[torch.device, torch.cuda.Stream] = {}
 
     def begin(self, *, own: Iterable[Any] = ()) -> None:
         """Start anew; the copies before become invalid.
@@ -29,13 +44,39 @@ class Snapshot:
             own: Objects that are copies already and need no further one.
         """
         self._used, self._own = {}, {id(item): item for item in own}
+        self._later, self._streams = [], {}
 
-    def copy(self, checkpoint: Dict[str, Any]) -> Dict[str, Any]:
-        """A copy on the CPU of everything in `checkpoint`, but for what is a copy of ours."""
+    def copy(self, checkpoint: Dict[str, Any], *, unchanging: Container[int] = (),
+             ) -> Dict[str, Any]:
+        """A copy on the CPU of everything in `checkpoint`, but for what is a copy of ours.
+
+        Args:
+            checkpoint: Nested dictionaries, lists and tuples.
+            unchanging: Addresses (`data_ptr`) of tensors that nobody writes to before `complete`
+                has returned; their copies hold nothing until then.
+        """
+        self._unchanging = unchanging
         try:
             return self._copy(checkpoint)
         finally:
             self._copies = {}  # addresses identify tensors no longer than those live
+
+    def complete(self) -> None:
+        """Copy what was left for later; another thread may call it.
+
+        Raises:
+            CheckpointError: One of those tensors was written to after all.
+        """
+        later, self._later = self._later, []
+        for item in later:
+            stream = self._streams.get(item.source.device)
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                _copy_on_one_thread(item.source, item.target)
+        if any(item.source._version != item.version for item in later):
+            raise CheckpointError(
+                'weights or optimizer state were changed outside the optimizer while they were '
+                'being copied; a hook that changes them should do so in before_val, after_val or '
+                'after_train_epoch')
 
     def reserve(self, sizes: Iterable[int]) -> None:
         """Get memory for tensors of these sizes (bytes) ahead of the first `take`."""
@@ -82,8 +123,31 @@ class Snapshot:
         if index == len(pool):
             pool.append(torch.UntypedStorage(size))
         self._used[size] = index + 1
-        flat = torch.empty(0, dtype=tensor.dtype).set_(pool[index])
-        return flat.view(tensor.shape).copy_(tensor.detach())
+        target = torch.empty(0, dtype=tensor.dtype).set_(pool[index]).view(tensor.shape)
+        if tensor.data_ptr() in self._unchanging:
+            self._leave_for_later(tensor.detach(), target)
+            return target
+        return target.copy_(tensor.detach())
+
+    def _leave_for_later(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        device = source.device
+        if device.type == 'cuda' and device not in self._streams:
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))  # for the step that is computed
+            self._streams[device] = stream
+        self._later.append(_Later(source, target, source._version))
+
+
+def _copy_on_one_thread(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy into a contiguous tensor; on the CPU without torch's threads, which training is using.
+
+    PyTorch would start as many again for this thread, and each would wait in a loop for work.
+    """
+    if source.device.type == 'cpu' and source.is_contiguous():
+        flat = target.view(-1).view(torch.uint8).numpy()
+        np.copyto(flat, source.view(-1).view(torch.uint8).numpy())
+    else:
+        target.copy_(source)
 
 
 def tensor_sizes(node: Any) -> Iterator[int]:

@@ -1,5 +1,6 @@
 """How checkpoints reach the disk: whole or not at all, while training goes on."""
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -32,6 +33,7 @@ from .config import checkpoint_folder
 from .optimizer_state import wrappers_of
 from .run_folder import require_writable
 from .sharding import deal_out_moments, is_sharded
+from .unchanging import unchanging_addresses
 
 _KEPT = 'kept_checkpoints'  # in the message hub: names of this run's files, oldest first
 
@@ -72,7 +74,8 @@ class SafeCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, with a way of writing of its own.
 
     - The state is copied and written by a thread, beside the target, flushed to disk, renamed;
-      its SHA-256 lies beside it. At most one write is in flight.
+      its SHA-256 lies beside it. At most one write is in flight. What the optimizer alone changes
+      is copied while the next forward and backward run; its next step waits for that.
     - What a new checkpoint makes superfluous is deleted once that one is on disk. The checkpoint
       that a run was started or resumed from is never deleted.
     - A write that fails (a full disk) is logged; training goes on and tries again at the next
@@ -132,6 +135,8 @@ class SafeCheckpointHook(CheckpointHook):
         self._in_use: Optional[Path] = None
         self._description: Dict[str, Any] = {}
         self._reserved = False
+        self._copied = threading.Event()  # nothing is left to copy
+        self._copied.set()
 
     # Stages of a run.
 
@@ -154,9 +159,14 @@ class SafeCheckpointHook(CheckpointHook):
         self._description = describe_run(runner)
         self._sharded = is_sharded(runner.model)
         self._reserved = self._sharded  # its parts say nothing of the sizes to come
-        if self._sharded:
-            for wrapper in wrappers_of(runner.optim_wrapper).values():
+        for wrapper in wrappers_of(runner.optim_wrapper).values():
+            if self._sharded:
                 deal_out_moments(wrapper.optimizer)
+            wrapper.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
+
+    def before_val(self, runner: Runner) -> None:
+        """Have the state copied before averaged weights take the place of the trained ones."""
+        self._wait_for_copy()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None,
                          outputs: Optional[dict] = None) -> None:
@@ -297,7 +307,12 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             self._copy(runner, save, best_paths, dict(content, training_state=state))
             self._pending = save
-            self._writer.submit(lambda: self._write(save, Path(runner.work_dir)))
+            self._copied.clear()
+            self._writer.submit(lambda: self._copy_and_write(save, Path(runner.work_dir)))
+
+    def _wait_for_copy(self) -> None:
+        """Return once the writer reads nothing any more that training writes to."""
+        self._copied.wait()
 
     def _note_best(self, runner: Runner, save: _Save) -> List[Path]:
         """Record the best scores and where they lie; the files before them become superfluous."""
@@ -321,17 +336,24 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _copy(self, runner: Runner, save: _Save, best_paths: Sequence[Path],
               content: Dict[str, Any]) -> None:
-        """Fill in the files of a save with copies of the state."""
+        """Fill in the files of a save with copies of the state, to be completed by the writer."""
         self._snapshot.begin(own=content['message_hub']['log_scalars'].values())  # copies already
-        copied = self._snapshot.copy(content)
+        copied = self._snapshot.copy(content, unchanging=unchanging_addresses(runner))
         best = {key: copied[key] for key in ('meta', 'state_dict', 'message_hub')}
         for content, paths in ((best, best_paths),
                                (copied, [Path(self.out_dir, save.name)] if save.name else [])):
             if paths:
                 content = shallow_copy(content)
                 runner.call_hook('before_save_checkpoint', checkpoint=content)
-                content = self._snapshot.copy(content)
+                content = self._snapshot.copy(content, unchanging=unchanging_addresses(runner))
                 save.files += [(content, path) for path in paths]
+
+    def _copy_and_write(self, save: _Save, work_dir: Path) -> None:
+        try:
+            self._snapshot.complete()
+        finally:
+            self._copied.set()
+        self._write(save, work_dir)
 
     def _write(self, save: _Save, work_dir: Path) -> None:
         """In the background: the files, then what names them, then what they make superfluous."""
