@@ -55,3 +55,11 @@ def test_parts_of_the_set_have_a_table_of_their_own(capsys):
     print_tables(metrics)
     printed = capsys.readouterr().out
     assert '0.375' in printed and '0.990' not in printed and '0-15m' in printed
+
+
+def test_a_figure_of_the_parts_follows_in_a_line(capsys):
+    print_tables({'object/car/AP': 0.5, 'object/0-15m/car/AP': 0.375, 'object/night/car/AP': 0.25,
+                  'object/day/mean/AP': 0.625, 'object/day/mean/NDS': 0.875,
+                  'object/night/mean/NDS': 0.125})
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert 'NDS day 0.875, night 0.125' in printed and '0.250' in printed and '0.625' in printed

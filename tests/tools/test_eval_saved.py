@@ -83,6 +83,8 @@ def test_kept_results_score_the_same(folder, results, tmp_path, capsys):
     assert len(list((results / 'map_masks').iterdir())) == 2
     before = metrics_of(results)
     assert any(key.startswith('map/0-15m/') for key in before) and 'object/NDS' in before
+    for task in ('map', 'object'):  # of which the one scene is
+        assert any(key.startswith((f'{task}/day/', f'{task}/night/')) for key in before)
     assert eval_main([str(folder / 'mini.py'), str(results), '--out', str(tmp_path / 'a.json')]) \
         == 0
     assert json.loads((tmp_path / 'a.json').read_text()) == before

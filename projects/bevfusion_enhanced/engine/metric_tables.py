@@ -21,7 +21,8 @@ def print_tables(metrics: Mapping[str, Any], console: Optional[Console] = None) 
         console.width = _PLAIN_WIDTH
     tables = [
         detection_table(metrics),
-        parts_table(metrics, task='object', column='AP', title='3D detection by distance: AP'),
+        parts_table(metrics, task='object', column='AP', caption='NDS',
+                    title='3D detection by distance and scene: AP'),
         map_table(metrics),
         parts_table(metrics, task='map', column='iou@0.50',
                     title='BEV map segmentation by distance and scene: IoU at 0.5')]
@@ -65,17 +66,24 @@ def map_table(metrics: Mapping[str, Any]) -> Optional[Table]:
     return table
 
 
-def parts_table(metrics: Mapping[str, Any], *, task: str, column: str,
-                title: str) -> Optional[Table]:
-    """One figure by class (rows) and part of the set (columns); None where there are no parts."""
-    by_part: Dict[str, Dict[str, Any]] = {}
-    for name, value in metrics.items():
-        parts = name.split('/')
-        if len(parts) == 4 and (parts[0], parts[3]) == (task, column):
-            by_part.setdefault(parts[1], {})[parts[2]] = value
+def parts_table(metrics: Mapping[str, Any], *, task: str, column: str, title: str,
+                caption: Optional[str] = None) -> Optional[Table]:
+    """One figure by class (rows) and part of the set (columns); None where there are no parts.
+
+    Args:
+        metrics: All of them.
+        task: Which to read, 'object' or 'map'.
+        column: The figure, such as 'AP'.
+        title: Of the table.
+        caption: Another figure, of which the parts' means follow in a line below.
+    """
+    by_part = _by_part(metrics, task, column)
     if not by_part:
         return None
-    table = _table(title, ['class', *by_part])
+    below = {part: values['mean'] for part, values in _by_part(metrics, task, caption).items()
+             if 'mean' in values}
+    table = _table(title, ['class', *by_part], caption=f'{caption} ' + ', '.join(
+        f'{part} {_cell(value)}' for part, value in below.items()) if below else None)
     classes = dict.fromkeys([*_by_class(metrics, task),
                              *(name for values in by_part.values() for name in values)])
     for name in [name for name in classes if name != 'mean']:
@@ -83,6 +91,17 @@ def parts_table(metrics: Mapping[str, Any], *, task: str, column: str,
     table.add_section()
     table.add_row('mean', *(_cell(values.get('mean')) for values in by_part.values()))
     return table
+
+
+def _by_part(metrics: Mapping[str, Any], task: str,
+             column: Optional[str]) -> Dict[str, Dict[str, Any]]:
+    """{part: {class: value}} from names of the form `<task>/<part>/<class>/<column>`."""
+    by_part: Dict[str, Dict[str, Any]] = {}
+    for name, value in metrics.items():
+        parts = name.split('/')
+        if len(parts) == 4 and (parts[0], parts[3]) == (task, column):
+            by_part.setdefault(parts[1], {})[parts[2]] = value
+    return by_part
 
 
 def _by_class(metrics: Mapping[str, Any], task: str) -> Dict[str, Dict[str, Any]]:

@@ -6,13 +6,17 @@ the conditions, and where the data was.
 """
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from bevfusion_enhanced.errors import DataError
 from bevfusion_enhanced.evaluation.protocol import detection_protocol
 from bevfusion_enhanced.evaluation.rings import Ring
+
+if TYPE_CHECKING:
+    from bevfusion_enhanced.evaluation.official_detection import SampleDetectionEval
 
 SUBMISSION_FILE = 'results_nusc.json'
 SUMMARY_FILE = 'metrics_summary.json'
@@ -45,8 +49,10 @@ class DetectionScores(NamedTuple):
     """What a submission scores.
 
     Attributes:
-        summary: The devkit's.
-        metrics: `mAP`, `NDS`, `<class>/AP`, ... and `<ring>/<class>/AP`, `<ring>/mean/AP`.
+        summary: The devkit's, and the scores of parts of the set.
+        metrics: `mAP`, `NDS`, `<class>/AP`, ... and of parts, which are rings and kinds of scenes,
+            `<part>/<class>/AP` and `<part>/mean/AP`; of kinds of scenes also `<kind>/mean/NDS` and
+            the mean errors, `<kind>/mean/ATE`, ...
     """
 
     summary: dict
@@ -70,7 +76,7 @@ def class_ranges(eval_version: str) -> Dict[str, float]:
 
 def score_submission(boxes: Submission, *, data_root: str, version: str, eval_version: str,
                      rings: Sequence[Ring]) -> DetectionScores:
-    """Score a submission by nuScenes' own code, over its own samples, and by distance.
+    """Score a submission by nuScenes' own code, over its own samples and parts of them.
 
     Raises:
         DataError: The tables cannot be read, or are not of these samples.
@@ -89,10 +95,42 @@ def score_submission(boxes: Submission, *, data_root: str, version: str, eval_ve
                                      results=boxes)
     summary = evaluation.evaluate()[0].serialize()
     by_ring = evaluation.precision_by_ring(rings)
+    by_kind = scores_by_kind(evaluation)
     metrics = flatten(summary)
     metrics.update({f'{ring}/{name}/AP': value for ring, values in by_ring.items()
                     for name, value in values.items()})
-    return DetectionScores(summary={**summary, 'ring_aps': by_ring}, metrics=metrics)
+    metrics.update({f'{kind}/{name}': value for kind, values in by_kind.items()
+                    for name, value in values.items()})
+    return DetectionScores(summary={**summary, 'ring_aps': by_ring, 'scene_scores': by_kind},
+                           metrics=metrics)
+
+
+def scores_by_kind(evaluation: 'SampleDetectionEval') -> Dict[str, Dict[str, float]]:
+    """Official scores of the samples of day, night and rain.
+
+    As in the parts of a map result, a class without a true box in a part is left out of it, of its
+    means and NDS too. Where no class of a part has one of the errors, it has no NDS.
+
+    Returns:
+        {kind: {'<class>/AP', 'mean/AP', 'mean/ATE', ..., 'mean/NDS'}}; no entry for a kind of scene
+        that does not occur or is without any true box.
+    """
+    found = {}
+    for kind, tokens in evaluation.samples_by_kind().items():
+        part = evaluation.of_samples(tokens)
+        if part is None:
+            continue
+        with warnings.catch_warnings():  # of a mean of nothing, where no class has an error
+            warnings.simplefilter('ignore', RuntimeWarning)
+            summary = part.evaluate()[0].serialize()
+        scores = flatten(summary)
+        errors = {name: scores[f'm{name}'] for name in ERROR_NAMES.values() if f'm{name}' in scores}
+        found[kind] = {
+            **{f'{name}/AP': scores[f'{name}/AP'] for name in summary['mean_dist_aps']},
+            'mean/AP': scores['mAP'], **{f'mean/{name}': value for name, value in errors.items()}}
+        if len(errors) == len(ERROR_NAMES):
+            found[kind]['mean/NDS'] = scores['NDS']
+    return found
 
 
 def flatten(summary: Mapping[str, Any]) -> Dict[str, float]:

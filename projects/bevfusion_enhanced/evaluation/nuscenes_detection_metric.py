@@ -33,10 +33,12 @@ class NuScenesDetectionMetric(OncePerSampleMetric):
 
     Keys: `object/mAP`, `object/NDS`, `object/mATE`, mASE, mAOE, mAVE, mAAE, `object/<class>/AP` and
     `object/<class>/ATE`, ASE, AOE, AVE, AAE. Errors that the protocol does not define (a cone has
-    no heading) are left out. Predictions without any box score zero. By distance from the ego:
-    `object/<ring>/<class>/AP` and `object/<ring>/mean/AP`, where a ring is such as `0-15m`, see
-    `SampleDetectionEval.precision_by_ring`. Samples carry `pred_instances_3d` (bboxes_3d,
-    scores_3d, labels_3d) and `token` or `sample_idx`.
+    no heading) are left out. Predictions without any box score zero. Parts of the set:
+    `object/<part>/<class>/AP` and `object/<part>/mean/AP`, where a part is a ring around the ego,
+    such as `0-15m`, see `SampleDetectionEval.precision_by_ring`, or `day`, `night` or `rain` by the
+    scene's description; these have the mean errors and NDS as well, `object/night/mean/NDS`, see
+    `scores_by_kind`. Samples carry `pred_instances_3d` (bboxes_3d, scores_3d, labels_3d) and
+    `token` or `sample_idx`.
 
     Args:
         data_root: Root of the dataset with its tables.

@@ -1,9 +1,10 @@
-"""nuScenes' own detection evaluation, run on a chosen set of samples, and by distance.
+"""nuScenes' own detection evaluation, run on a chosen set of samples and on parts of it.
 
 The devkit's command insists on the samples of a named split. Its loaders, filters, matching and
 scores are used here as they are, for exactly the samples that were predicted.
 """
-from typing import Dict, List, Sequence
+import copy
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 from nuscenes import NuScenes
@@ -18,6 +19,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox, DetectionConfig
 from nuscenes.eval.detection.evaluate import DetectionEval
 
 from bevfusion_enhanced.evaluation.rings import Ring, ring_name
+from bevfusion_enhanced.evaluation.scene_kinds import SCENE_KINDS, scene_kinds
 
 
 class SampleDetectionEval(DetectionEval):
@@ -62,6 +64,33 @@ class SampleDetectionEval(DetectionEval):
                 found[ring_name(ring)] = {**values, 'mean': float(np.mean(list(values.values())))}
         return found
 
+    def samples_by_kind(self) -> Dict[str, List[str]]:
+        """Tokens of the samples of day, night and rain, by their scenes' descriptions."""
+        members: Dict[str, List[str]] = {kind: [] for kind in SCENE_KINDS}
+        for token in self.sample_tokens:
+            scene = self.nusc.get('scene', self.nusc.get('sample', token)['scene_token'])
+            for kind in scene_kinds(scene['description']):
+                members[kind].append(token)
+        return members
+
+    def of_samples(self, tokens: Sequence[str]) -> Optional['SampleDetectionEval']:
+        """The same evaluation of some of the samples, over the classes that have a true box there.
+
+        Args:
+            tokens: Of the samples, each one of this evaluation's.
+
+        Returns:
+            None where none of them has a true box.
+        """
+        part = copy.copy(self)
+        part.sample_tokens = list(tokens)
+        part.gt_boxes, part.pred_boxes = (_of_samples(boxes, tokens)
+                                          for boxes in (self.gt_boxes, self.pred_boxes))
+        present = {box.detection_name for box in part.gt_boxes.all}
+        part.cfg = copy.copy(self.cfg)
+        part.cfg.class_names = [name for name in self.cfg.class_names if name in present]
+        return part if present else None
+
     def _precision(self, true: EvalBoxes, predicted: EvalBoxes, name: str) -> float:
         """The mean over the protocol's matching distances."""
         return float(np.mean([
@@ -74,6 +103,13 @@ class SampleDetectionEval(DetectionEval):
         if not boxes.all:
             return boxes
         return filter_eval_boxes(self.nusc, add_center_dist(self.nusc, boxes), self.cfg.class_range)
+
+
+def _of_samples(boxes: EvalBoxes, tokens: Sequence[str]) -> EvalBoxes:
+    chosen = EvalBoxes()
+    for token in tokens:
+        chosen.add_boxes(token, boxes[token])
+    return chosen
 
 
 def _within(boxes: EvalBoxes, ring: Ring) -> EvalBoxes:
