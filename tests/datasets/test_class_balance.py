@@ -9,7 +9,7 @@ from mmdet3d.registry import DATASETS
 from bevfusion_enhanced.datasets.class_balance import SeededCBGSDataset
 from bevfusion_enhanced.datasets.info_files import read_info_file, write_info_file
 from bevfusion_enhanced.datasets.vocabulary import INFO_CLASSES
-from bevfusion_enhanced.errors import DataError
+from bevfusion_enhanced.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope='module')
@@ -46,6 +46,17 @@ def test_shares_and_repeatability(rare):
     assert build(rare, seed=1).sample_indices != balanced.sample_indices
     assert balanced[5]['sample_idx'] == balanced.sample_indices[5]
     assert isinstance(balanced, CBGSDataset) and balanced.get_cat_ids(0) == {3, 8}
+
+
+def test_another_pipeline(rare):
+    """What is given stays as it is."""
+    before = copy.deepcopy(rare)
+    step = dict(type='LoadPointsWithSweeps', sweeps_num=0)
+    balanced = build(rare, pipeline=[step])
+    assert 'points' in balanced[0] and 'points' not in build(rare)[0]
+    assert rare == before
+    with pytest.raises(ConfigError, match='pipeline is for a dataset that is still a config'):
+        SeededCBGSDataset(DATASETS.build(rare), pipeline=[step])
 
 
 def test_absent_classes(rare):

@@ -98,6 +98,21 @@ def test_browse_dataset_draws_every_sample(call, config, tmp_path, options):
         assert len(set(picture.convert('RGB').resize((64, 64)).getdata())) > 200
 
 
+def test_browse_dataset_looks_into_balanced_classes(call, config, tmp_path):
+    """By the pipeline that it is told, which leaves the augmentations out."""
+    balanced = tmp_path / 'balanced.py'
+    balanced.write_text(f"_base_ = {str(config)!r}\n"
+                        'train_dataloader = dict(dataset=dict(_delete_=True, '
+                        "type='SeededCBGSDataset', dataset=_base_.train_dataloader.dataset))\n")
+    for name, path in (('plain', config), ('balanced', balanced)):
+        call('misc/browse_dataset.py', path, '--not-show', '--output-dir', tmp_path / name,
+             '--task', 'multi-modality_det')
+    drawn = [{path.read_bytes() for path in (tmp_path / name).iterdir()}
+             for name in ('plain', 'balanced')]
+    assert len(drawn[1]) == 2 and drawn[0] == drawn[1]
+    assert len(list((tmp_path / 'balanced').iterdir())) > 2
+
+
 @pytest.fixture(scope='module')
 def trained(config, tmp_path_factory):
     """Folder of a training by MMDetection3D's script."""

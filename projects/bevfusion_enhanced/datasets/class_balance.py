@@ -1,5 +1,5 @@
 """Class-balanced resampling (CBGS; Zhu et al., 2019) that is the same wherever it is built."""
-from typing import List
+from typing import Any, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 from mmdet3d.datasets import CBGSDataset
@@ -7,7 +7,7 @@ from mmdet3d.registry import DATASETS
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from bevfusion_enhanced.errors import DataError
+from bevfusion_enhanced.errors import ConfigError, DataError
 
 
 @DATASETS.register_module()
@@ -26,13 +26,22 @@ class SeededCBGSDataset(CBGSDataset):
         dataset: The dataset, or its config.
         seed: Seed of the draw.
         lazy_init: Draw later.
+        pipeline: In place of the dataset's own. MMDetection3D's browse_dataset.py, which looks
+            into its own CBGSDataset alone, sets it here.
 
     Raises:
+        ConfigError: `pipeline` for a dataset that is built already.
         DataError: No sample has a valid box.
     """
 
-    def __init__(self, dataset: BaseDataset, *, seed: int = 0, lazy_init: bool = False) -> None:
+    def __init__(self, dataset: Union[BaseDataset, Mapping[str, Any]], *, seed: int = 0,
+                 lazy_init: bool = False, pipeline: Optional[Sequence[Any]] = None) -> None:
         self.seed = seed
+        if pipeline is not None:
+            if not isinstance(dataset, Mapping):
+                raise ConfigError('SeededCBGSDataset.pipeline is for a dataset that is still a '
+                                  'config; give the dataset its pipeline when it is built')
+            dataset = {**dataset, 'pipeline': pipeline}
         super().__init__(dataset, lazy_init=lazy_init)
 
     def _get_sample_indices(self, dataset: BaseDataset) -> List[int]:
