@@ -90,6 +90,48 @@ def test_a_change_before_the_copy_is_complete_is_found():
     snapshot.complete()
 
 
+def test_who_waits_for_a_copy_takes_part_in_it():
+    snapshot, weights = Snapshot(), [torch.full((3,), float(n)) for n in range(4)]
+    began, may_end, copy_now = threading.Event(), threading.Event(), snapshot._copy_now
+    copied_by = []
+
+    def copy(item):
+        copied_by.append(threading.current_thread().name)
+        if copied_by[-1] == 'slow':
+            began.set()
+            may_end.wait(20)
+        copy_now(item)
+
+    snapshot._copy_now = copy
+    snapshot.begin()
+    copied = snapshot.copy({'w': weights}, unchanging={w.data_ptr() for w in weights})
+    slow = threading.Thread(target=snapshot.complete, name='slow')
+    slow.start()
+    assert began.wait(20)
+    threading.Timer(0.2, may_end.set).start()
+    snapshot.help()
+    torch.testing.assert_close(copied['w'], weights, rtol=0, atol=0)  # the slow one's, too
+    for weight in weights:
+        weight.add_(1)  # nobody minds any more
+    slow.join(20)
+    assert copied_by.count('slow') == 1 and len(copied_by) == 4
+    snapshot.complete()
+
+
+def test_nobody_waits_for_a_copy_that_failed():
+    snapshot, weights = Snapshot(), [torch.ones(3), torch.ones(2)]
+    snapshot.begin()
+    snapshot.copy({'w': weights}, unchanging={w.data_ptr() for w in weights})
+
+    def fail(item):
+        raise RuntimeError('the device is gone')
+
+    snapshot._copy_now = fail
+    snapshot.help()
+    with pytest.raises(RuntimeError, match='the device is gone'):
+        snapshot.complete()
+
+
 @pytest.mark.gpu
 def test_what_lies_on_a_gpu_is_copied_beside_its_work():
     snapshot, weight = Snapshot(), torch.zeros(2 ** 22, device='cuda')

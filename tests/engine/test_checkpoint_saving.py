@@ -10,14 +10,18 @@ import pytest
 import torch
 from mmdet3d.registry import HOOKS, METRICS
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import OptimWrapper
 
 from bevfusion_enhanced.checkpoints import durable, read_checkpoint, verify_checkpoint
+from bevfusion_enhanced.checkpoints.background import BackgroundWriter
 from bevfusion_enhanced.checkpoints.folder import find_newest
 from bevfusion_enhanced.checkpoints.snapshot import Snapshot
 from bevfusion_enhanced.engine import checkpoint_saving
 from bevfusion_enhanced.engine.checkpoint_saving import SafeCheckpointHook
 from bevfusion_enhanced.engine.run_folder import require_writable
+from bevfusion_enhanced.engine.unchanging import tells_before_it_steps
 from bevfusion_enhanced.errors import CheckpointError, ConfigError
 
 
@@ -175,30 +179,169 @@ def test_training_goes_on_during_a_write_and_one_write_waits_for_the_other(
                                    seen[number], rtol=0, atol=0)
 
 
-def test_the_optimizer_waits_for_the_copy_and_the_forward_does_not(run, hooked, monkeypatch):
-    hooked()
-    forwarded, waited = threading.Event(), []
-    complete = Snapshot.complete
+@pytest.fixture
+def late_copies(monkeypatch):
+    """Have the writer begin to copy when the event is set, or after a second where all wait."""
+    copy_now, event, waited = Snapshot._copy_now, threading.Event(), []
 
-    def late(snapshot):
-        waited.append(forwarded.wait(20))
-        complete(snapshot)
+    def late(snapshot, item):
+        if threading.current_thread() is not threading.main_thread():
+            waited.append(event.wait(1))
+        copy_now(snapshot, item)
 
-    monkeypatch.setattr(Snapshot, 'complete', late)
+    monkeypatch.setattr(Snapshot, '_copy_now', late)
+    event.waited = waited
+    return event
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def weights_in(path):
+    return dict(read_checkpoint(path)['state_dict'])
+
+
+def add_hook(toy_config, name, options=''):
+    toy_config.write_text(toy_config.read_text()
+                          + f"\ncustom_hooks += [dict(type='{name}'{options})]\n")
+
+
+def test_the_optimizer_waits_for_the_copy_and_the_forward_does_not(run, toy_config, late_copies):
     seen = {}
 
-    def look(runner):
-        number = runner.iter + 1
-        seen[number] = {name: value.clone() for name, value in runner.model.state_dict().items()}
-        forwarded.clear()
-        if number == 2:  # the backward of the third step lets the copy of the second begin
-            next(runner.model.parameters()).register_hook(lambda _: forwarded.set())
+    @HOOKS.register_module(force=True)
+    class WatchHook(Hook):
+        def before_train(self, runner):
+            def stepped(*_):
+                seen[len(seen) + 1] = state_of(runner.model)
+                late_copies.clear()
+            runner.optim_wrapper.optimizer.register_step_post_hook(stepped)
+            next(runner.model.parameters()).register_hook(lambda _: late_copies.set())
 
-    CallHook.at['after_train_iter'] = look
-    run('a', *option(by_epoch=False, interval=2, save_last=False), epochs(2))
-    assert waited[0] is True
-    torch.testing.assert_close(dict(read_checkpoint('a/iter_2.pth')['state_dict']), seen[2],
-                               rtol=0, atol=0)
+    add_hook(toy_config, 'WatchHook')
+    run('a', *option(by_epoch=False, interval=3, save_last=False), epochs(2))
+    assert late_copies.waited and all(late_copies.waited)  # for the backward of the fourth step
+    torch.testing.assert_close(weights_in('a/iter_3.pth'), seen[3], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('case', ['accumulated', 'dropped', 'validated'])
+def test_averages_wait_for_the_copy_where_no_step_does(run, toy_config, late_copies, monkeypatch,
+                                                       case):
+    averages, update = [], ExponentialMovingAverage.update_parameters
+    swap = EMAHook._swap_ema_parameters
+
+    def updated(average, model):
+        update(average, model)
+        averages.append(state_of(average.module))
+        late_copies.set()
+
+    def swapped(hook):
+        swap(hook)
+        late_copies.set()
+
+    monkeypatch.setattr(ExponentialMovingAverage, 'update_parameters', updated)
+    monkeypatch.setattr(EMAHook, '_swap_ema_parameters', swapped)
+    original = BackgroundWriter.submit
+
+    def submit(writer, job):
+        late_copies.clear()
+        original(writer, job)
+
+    monkeypatch.setattr(BackgroundWriter, 'submit', submit)
+    add_hook(toy_config, 'EMAHook', ', momentum=0.5')
+    options, name, number = option(by_epoch=False, interval=3), 'iter_3.pth', 3
+    if case == 'validated':
+        toy_config.write_text(toy_config.read_text() + (
+            '\nval_dataloader, val_cfg = test_dataloader, dict()\n'
+            "val_evaluator = dict(type='ScriptedMetric', values=[0.5, 0.6, 0.7])\n"))
+        options, name, number = [], 'epoch_1.pth', 2
+    if case == 'accumulated':
+        options += ['optim_wrapper.accumulative_counts=3']
+    if case == 'dropped':
+        monkeypatch.setattr(OptimWrapper, 'step', lambda wrapper, **_: (
+            None if wrapper._inner_count == 4 else wrapper.optimizer.step()))
+    run('a', *options, epochs(3))
+    assert late_copies.waited
+    torch.testing.assert_close(weights_in(f'a/{name}'), averages[number - 1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('stage', ['before_train_iter', 'before_train_epoch', 'after_train_iter'])
+def test_a_hook_that_changes_weights_does_not_tear_a_copy(run, toy_config, late_copies, stage):
+    """Through `data`, as MMEngine's own hooks do, which torch does not count as a change."""
+    seen = {}
+
+    class Halving(Hook):
+        priority = 'LOWEST'
+
+        def halve(self, runner, *arguments, **options):
+            seen.setdefault(runner.iter + (stage == 'after_train_iter'), state_of(runner.model))
+            for parameter in runner.model.parameters():
+                parameter.data.mul_(0.5)
+            late_copies.set()
+
+    setattr(Halving, stage, Halving.halve)
+    Halving.halve.__module__ = __name__
+    HOOKS.register_module(name='Halving', module=Halving, force=True)
+    add_hook(toy_config, 'Halving')
+    name, number = ('epoch_1.pth', 2) if stage == 'before_train_epoch' else ('iter_3.pth', 3)
+    run('a', *(option(by_epoch=False, interval=3) if number == 3 else ()), epochs(2))
+    torch.testing.assert_close(weights_in(f'a/{name}'), seen[number], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_a_forward_that_changes_weights(run, late_copies, monkeypatch, toy_task, log_of, frozen):
+    """What no gradient trains is copied at once; other changes are found, once."""
+    forward, seen = toy_task.ToyModel.forward, []
+
+    def changing(model, *arguments, **options):
+        seen.append(state_of(model))
+        weight = model.encoders['lidar']['backbone'].weight
+        weight.requires_grad_(not frozen)
+        if frozen:
+            weight.data.add_(1)
+        else:
+            with torch.no_grad():
+                weight.mul_(1.5)
+        late_copies.set()
+        return forward(model, *arguments, **options)
+
+    monkeypatch.setattr(toy_task.ToyModel, 'forward', changing)
+    original = BackgroundWriter.submit
+
+    def submit(writer, job):
+        late_copies.clear()
+        original(writer, job)
+
+    monkeypatch.setattr(BackgroundWriter, 'submit', submit)
+    run('a', *option(by_epoch=False, interval=3, save_last=False), epochs(5))
+    assert names('a') == ['iter_3.pth', 'iter_6.pth', 'iter_9.pth'][not frozen:]
+    for number in (3, 6, 9)[not frozen:]:
+        torch.testing.assert_close(weights_in(f'a/iter_{number}.pth'), seen[number], rtol=0, atol=0)
+    assert ('changed outside the optimizer' in log_of('a')) is not frozen
+    assert log_of('a').count('from now on training waits') == (not frozen)
+
+
+def test_an_optimizer_that_steps_unseen_is_not_relied_on():
+    class Silent(torch.optim.SGD):
+        def step(self, closure=None):
+            return None
+
+    weights = [torch.nn.Parameter(torch.ones(1))]
+    told = torch.optim.SGD(weights, lr=1)
+    silent = Silent(weights, lr=1)
+    assert tells_before_it_steps(told) and tells_before_it_steps(silent)
+    silent.step = lambda closure=None: None
+    assert not tells_before_it_steps(silent)
+
+    class Wrapper(torch.optim.Optimizer):  # around another one, without the base's beginnings
+        def __init__(self, inner):
+            self.inner = inner
+
+        def step(self, closure=None):
+            return self.inner.step(closure)
+
+    assert not tells_before_it_steps(Wrapper(told)) and not tells_before_it_steps(object())
 
 
 def test_a_hook_that_may_read_values_gets_them(run, toy_config):

@@ -1,8 +1,9 @@
 """A copy of a checkpoint in memory, which training can go on beside."""
 import copy
+import threading
 from collections import OrderedDict
 from contextlib import nullcontext
-from typing import Any, Container, Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Any, Container, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -10,6 +11,10 @@ import torch
 from ..errors import CheckpointError
 
 _SAME = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
+
+
+class ChangedMeanwhileError(CheckpointError):
+    """Tensors that were said not to change did, before they were copied."""
 
 
 class _Later(NamedTuple):
@@ -25,7 +30,8 @@ class Snapshot:
 
     Memory that is new to the process is some ten times slower to fill than memory that it has.
     Hence the copies of tensors live until the next `begin`, and the memory as long as the
-    snapshot. What nobody writes to for a while can be copied by another thread: `complete`.
+    snapshot. What nobody writes to for a while can be copied by another thread: `complete`. Whoever
+    has to wait for that takes part in it instead: `help`.
     """
 
     def __init__(self) -> None:
@@ -35,6 +41,9 @@ class Snapshot:
         self._copies: Dict[Tuple[Any, ...], Tuple[torch.Tensor, torch.Tensor]] = {}
         self._unchanging: Container[int] = ()
         self._later: List[_Later] = []
+        self._taken = self._done = 0  # of those
+        self._problem: Optional[BaseException] = None
+        self._progress = threading.Condition()
         self._streams: Dict[torch.device, torch.cuda.Stream] = {}
 
     def begin(self, *, own: Iterable[Any] = ()) -> None:
@@ -45,6 +54,7 @@ class Snapshot:
         """
         self._used, self._own = {}, {id(item): item for item in own}
         self._later, self._streams = [], {}
+        self._taken, self._done, self._problem = 0, 0, None
 
     def copy(self, checkpoint: Dict[str, Any], *, unchanging: Container[int] = (),
              ) -> Dict[str, Any]:
@@ -65,18 +75,55 @@ class Snapshot:
         """Copy what was left for later; another thread may call it.
 
         Raises:
-            CheckpointError: One of those tensors was written to after all.
+            ChangedMeanwhileError: One of those tensors was written to after all. Not everything
+                that writes can be noticed: `tensor.data` counts its changes apart.
         """
-        later, self._later = self._later, []
-        for item in later:
-            stream = self._streams.get(item.source.device)
-            with torch.cuda.stream(stream) if stream else nullcontext():
-                _copy_on_one_thread(item.source, item.target)
-        if any(item.source._version != item.version for item in later):
-            raise CheckpointError(
-                'weights or optimizer state were changed outside the optimizer while they were '
-                'being copied; a hook that changes them should do so in before_val, after_val or '
-                'after_train_epoch')
+        self.help()
+        if self._problem is not None:
+            raise self._problem
+
+    def help(self) -> None:
+        """Return once nothing is left to copy, and copy what no other thread has begun with.
+
+        A thread of low rank may be long in coming to it, or not come at all. What goes wrong is the
+        error of `complete`.
+        """
+        while True:
+            with self._progress:
+                if self._taken == len(self._later):
+                    break
+                item = self._later[self._taken]
+                self._taken += 1
+            try:
+                self._copy_now(item)
+            except Exception as error:
+                self._problem = error
+            except BaseException as error:  # a signal ends this thread, and not the others
+                self._problem = error
+                raise
+            finally:
+                self._count_one_more()
+        with self._progress:
+            self._progress.wait_for(lambda: self._done == len(self._later))
+
+    def _copy_now(self, item: _Later) -> None:
+        stream = self._streams.get(item.source.device)
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            _copy_on_one_thread(item.source, item.target)
+
+    def _count_one_more(self) -> None:
+        """After the last one, and before anybody may write again: did anybody write too early?"""
+        with self._progress:
+            self._done += 1
+            if self._done < len(self._later):
+                return
+            if self._problem is None and any(item.source._version != item.version
+                                             for item in self._later):
+                self._problem = ChangedMeanwhileError(
+                    'weights or optimizer state were changed outside the optimizer while they were '
+                    'being copied')
+            self._later, self._taken, self._done = [], 0, 0
+            self._progress.notify_all()
 
     def reserve(self, sizes: Iterable[int]) -> None:
         """Get memory for tensors of these sizes (bytes) ahead of the first `take`."""

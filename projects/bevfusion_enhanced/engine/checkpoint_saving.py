@@ -1,18 +1,18 @@
 """How checkpoints reach the disk: whole or not at all, while training goes on."""
 import re
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import Runner
+from torch.utils.hooks import RemovableHandle
 
 from ..checkpoints.background import BackgroundWriter
 from ..checkpoints.folder import LAST
-from ..checkpoints.snapshot import Snapshot, tensor_sizes
+from ..checkpoints.snapshot import ChangedMeanwhileError, Snapshot, tensor_sizes
 from ..checkpoints.storage import (
     delete_checkpoint,
     publish_checkpoint,
@@ -33,7 +33,7 @@ from .config import checkpoint_folder
 from .optimizer_state import wrappers_of
 from .run_folder import require_writable
 from .sharding import deal_out_moments, is_sharded
-from .unchanging import unchanging_addresses
+from .unchanging import put_barrier_in_front, tells_before_it_steps, unchanging_addresses
 
 _KEPT = 'kept_checkpoints'  # in the message hub: names of this run's files, oldest first
 
@@ -135,8 +135,8 @@ class SafeCheckpointHook(CheckpointHook):
         self._in_use: Optional[Path] = None
         self._description: Dict[str, Any] = {}
         self._reserved = False
-        self._copied = threading.Event()  # nothing is left to copy
-        self._copied.set()
+        self._copies_at_once = False
+        self._step_hooks: List[RemovableHandle] = []
 
     # Stages of a run.
 
@@ -159,14 +159,10 @@ class SafeCheckpointHook(CheckpointHook):
         self._description = describe_run(runner)
         self._sharded = is_sharded(runner.model)
         self._reserved = self._sharded  # its parts say nothing of the sizes to come
-        for wrapper in wrappers_of(runner.optim_wrapper).values():
-            if self._sharded:
+        if self._sharded:
+            for wrapper in wrappers_of(runner.optim_wrapper).values():
                 deal_out_moments(wrapper.optimizer)
-            wrapper.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
-
-    def before_val(self, runner: Runner) -> None:
-        """Have the state copied before averaged weights take the place of the trained ones."""
-        self._wait_for_copy()
+        self._guard_weights(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None,
                          outputs: Optional[dict] = None) -> None:
@@ -230,6 +226,13 @@ class SafeCheckpointHook(CheckpointHook):
             raise CheckpointError(f'{self.last_ckpt} could not be written; the reason is in the '
                                   'log, and the checkpoint before is untouched')
         return Path(str(self.last_ckpt))
+
+    def wait_for_copy(self) -> None:
+        """Return once a save reads nothing any more that training writes to.
+
+        For what changes weights or the optimizer's state elsewhere than in the optimizer's step.
+        """
+        self._snapshot.help()
 
     # What MMEngine's hook calls.
 
@@ -307,12 +310,20 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             self._copy(runner, save, best_paths, dict(content, training_state=state))
             self._pending = save
-            self._copied.clear()
             self._writer.submit(lambda: self._copy_and_write(save, Path(runner.work_dir)))
 
-    def _wait_for_copy(self) -> None:
-        """Return once the writer reads nothing any more that training writes to."""
-        self._copied.wait()
+    def _guard_weights(self, runner: Runner) -> None:
+        """Have whatever changes weights wait until they are copied."""
+        put_barrier_in_front(runner, self.wait_for_copy)
+        for handle in self._step_hooks:  # of an earlier training by this runner
+            handle.remove()
+        self._step_hooks = [
+            wrapper.optimizer.register_step_pre_hook(lambda *_: self.wait_for_copy())
+            for wrapper in wrappers_of(runner.optim_wrapper).values()
+            if tells_before_it_steps(wrapper.optimizer)]
+
+    def _unchanging(self, runner: Runner) -> Set[int]:
+        return set() if self._copies_at_once else unchanging_addresses(runner, saving=self)
 
     def _note_best(self, runner: Runner, save: _Save) -> List[Path]:
         """Record the best scores and where they lie; the files before them become superfluous."""
@@ -338,21 +349,18 @@ class SafeCheckpointHook(CheckpointHook):
               content: Dict[str, Any]) -> None:
         """Fill in the files of a save with copies of the state, to be completed by the writer."""
         self._snapshot.begin(own=content['message_hub']['log_scalars'].values())  # copies already
-        copied = self._snapshot.copy(content, unchanging=unchanging_addresses(runner))
+        copied = self._snapshot.copy(content, unchanging=self._unchanging(runner))
         best = {key: copied[key] for key in ('meta', 'state_dict', 'message_hub')}
         for content, paths in ((best, best_paths),
                                (copied, [Path(self.out_dir, save.name)] if save.name else [])):
             if paths:
                 content = shallow_copy(content)
                 runner.call_hook('before_save_checkpoint', checkpoint=content)
-                content = self._snapshot.copy(content, unchanging=unchanging_addresses(runner))
+                content = self._snapshot.copy(content, unchanging=self._unchanging(runner))
                 save.files += [(content, path) for path in paths]
 
     def _copy_and_write(self, save: _Save, work_dir: Path) -> None:
-        try:
-            self._snapshot.complete()
-        finally:
-            self._copied.set()
+        self._snapshot.complete()
         self._write(save, work_dir)
 
     def _write(self, save: _Save, work_dir: Path) -> None:
@@ -409,6 +417,9 @@ class SafeCheckpointHook(CheckpointHook):
                                                           self._best_path(metric)))
         runner.logger.error(f'checkpoint not saved: {error}. Training goes on; the next attempt is '
                             'at the next interval')
+        if isinstance(error, ChangedMeanwhileError):
+            self._copies_at_once = True
+            runner.logger.warning('from now on training waits until all of a checkpoint is copied')
 
     # Names and entries.
 

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
+from .checkpoint_saving import SafeCheckpointHook
 from .optimizer_state import names_of, wrappers_of
 from .schedule_state import schedulers_of
 
@@ -243,6 +244,9 @@ def _wrap_again(runner: Runner) -> None:
     if not isinstance(wrapped, DistributedDataParallel):
         raise ConfigError(f'freeze_reused_epochs works with DistributedDataParallel, not with '
                           f'{type(wrapped).__name__}; leave it out')
+    for hook in runner.hooks:  # all processes get the weights of the first anew
+        if isinstance(hook, SafeCheckpointHook):
+            hook.wait_for_copy()
     options = {name: getattr(wrapped, name) for name in _DDP_OPTIONS if hasattr(wrapped, name)}
     if hasattr(wrapped, 'detect_anomalous_params'):
         options['detect_anomalous_params'] = wrapped.detect_anomalous_params
