@@ -2,6 +2,7 @@
 import pytest
 from mmengine.config import Config
 
+from bevfusion_enhanced.engine.preflight import leaf_datasets
 from bevfusion_enhanced.engine.settings import Settings, apply_settings, set_epochs
 from bevfusion_enhanced.errors import ConfigError
 
@@ -48,6 +49,18 @@ def test_what_ends_with_the_training_still_does(config, epochs):
     assert config.train_cfg.max_epochs == config.max_epochs == cosine.end == cosine.T_max == epochs
     assert warm_up.end == 500
     assert steps.milestones == [round(10 * epochs / 20), round(15 * epochs / 20)]
+
+
+@pytest.mark.parametrize('name', ['phase4a_gt_paste.py', 'det_only_cbgs_gt_paste.py'])
+@pytest.mark.parametrize('epochs, stop', [(40, 30), (10, 8), (1, 1)])
+def test_pasting_ends_as_long_before_the_end(repo, name, epochs, stop):
+    """Pasted objects are not in the images, so the last epochs have to do without."""
+    config = Config.fromfile(str(repo / 'configs' / name), import_custom_modules=False)
+    set_epochs(config, epochs)
+    read_again = Config.fromstring(config.pretty_text, '.py')
+    _, dataset = next(leaf_datasets(read_again.train_dataloader.dataset, 'dataset'))
+    found = [step.stop_epoch for step in dataset.pipeline if 'stop_epoch' in step]
+    assert found == [stop]
 
 
 def test_accumulating_loads_larger_batches(config):

@@ -61,7 +61,8 @@ def set_epochs(config: Config, epochs: int) -> None:
     """Train for so many epochs: schedules that end with the training end with it still.
 
     Schedulers that count epochs have their `begin`, `end`, `T_max` and `milestones` scaled; those
-    that count iterations (warm-ups) stay as they are.
+    that count iterations (warm-ups) stay as they are. Objects are pasted for the same share of the
+    training as before.
 
     Raises:
         ConfigError: The config does not train by epochs.
@@ -76,6 +77,17 @@ def set_epochs(config: Config, epochs: int) -> None:
         config['max_epochs'] = epochs
     config['param_scheduler'] = [
         _scaled(scheduler, epochs / old) for scheduler in _as_list(config.get('param_scheduler'))]
+    _scale_pasting(config, epochs / old)
+
+
+def _scale_pasting(config: Config, factor: float) -> None:
+    from .preflight import leaf_datasets
+    from .preflight_data import flatten
+    dataset = (config.get('train_dataloader') or {}).get('dataset') or {}
+    for _, leaf in leaf_datasets(dataset, 'train_dataloader.dataset'):
+        for step in flatten(leaf.get('pipeline') or ()):
+            if step.get('stop_epoch') is not None:
+                step['stop_epoch'] = round(step['stop_epoch'] * factor)
 
 
 def _scaled(scheduler: Mapping[str, Any], factor: float) -> Dict[str, Any]:
