@@ -29,7 +29,6 @@ from bevfusion_enhanced.models.lidar.sparse_encoder import StridedConv, Submanif
 from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from bevfusion_enhanced.ops import rotated_boxes
 from bevfusion_enhanced.ops.bev_pool import bev_pool, plan_pooling
-from bevfusion_enhanced.ops.threads import use_threads_in_backward
 
 Case = Tuple[Callable[..., Tensor], Tuple[Tensor, ...]]
 CASES: Dict[str, Callable[[], Case]] = {}
@@ -37,7 +36,6 @@ CASES: Dict[str, Callable[[], Case]] = {}
 OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
-    'ops/threads.py:use_threads_in_backward': 'use_threads_in_backward',
 }
 # Those whose gradient is not the derivative of what they return, on purpose.
 NO_DERIVATIVE = {
@@ -83,16 +81,6 @@ def lift_splat() -> Case:
     plan = plan_pooling(torch.randint(-1, 64, (6, 4), dtype=torch.int32), num_cells=64)
     transform.pooling_plan = lambda calibration: plan
     return lambda x: transform.lift_splat(x, None), (normal(1, 6, 2, 3),)
-
-
-@case
-def use_threads_in_backward_is_transparent() -> Case:
-    def run(x: Tensor) -> Tensor:
-        y = x.sin()
-        use_threads_in_backward(y, torch.get_num_threads())
-        return y.square()
-
-    return run, (normal(5),)
 
 
 def of_mmcv_focal_loss(*, weighted: bool, reduction: str) -> Case:

@@ -63,6 +63,7 @@ def evaluate(options: EvaluateOptions) -> Dict[str, Any]:
     from mmengine.runner import Runner
 
     from .. import compat
+    from ..ops.memory import keep_freed_memory
     from .metric_tables import print_tables
     from .preflight import check_config, trust_named_checkpoints
     compat.apply()
@@ -70,6 +71,7 @@ def evaluate(options: EvaluateOptions) -> Dict[str, Any]:
         trust_named_checkpoints(config)
     check_config(config, mode='test')
     change_test(config, options)
+    keep_freed_memory()
     runner = Runner.from_cfg(config)
     keep_results(runner, options)
     metrics = runner.test()

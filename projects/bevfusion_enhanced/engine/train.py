@@ -120,8 +120,10 @@ def run(config: Config) -> None:
 
     A start that is refused leaves no folder behind where there was none.
     """
+    from ..ops.memory import keep_freed_memory
     from .experiment_runner import ExperimentRunner
     from .run_record_hook import RunRecordHook
+    keep_freed_memory()
     files = RunFiles(Path(config.work_dir))
     is_new = not files.folder.exists()
     runner = ExperimentRunner.from_cfg(config)

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.ops.layout import for_convolution
-from bevfusion_enhanced.ops.threads import one_thread, use_threads_in_backward
 
 Padding = Union[int, Sequence[int]]
 
@@ -185,22 +184,8 @@ class BEVFusionSparseEncoder(BaseModule):
         with torch.autocast(device_type=features.device.type, enabled=False):
             x = SparseConvTensor(features.float(), coords.int().contiguous(), self.sparse_shape,
                                  batch_size)
-            dense = self._encode_on_cpu(x) if features.device.type == 'cpu' else self._encode(x)
+            dense = self.conv_out(self.encoder_layers(self.conv_input(x))).dense()
         return for_convolution(dense.permute(0, 1, 4, 2, 3).flatten(1, 2))
-
-    def _encode(self, x: SparseConvTensor) -> Tensor:
-        """Voxels to the dense map (B, C, X, Y, Z)."""
-        return self.conv_out(self.encoder_layers(self.conv_input(x))).dense()
-
-    def _encode_on_cpu(self, x: SparseConvTensor) -> Tensor:
-        """The same on one thread, and its backward pass down to the first convolution too."""
-        threads = torch.get_num_threads()
-        with one_thread():
-            x = self.conv_input(x)
-            use_threads_in_backward(x.features, threads)
-            dense = self.conv_out(self.encoder_layers(x)).dense()
-            use_threads_in_backward(dense, 1)
-        return dense
 
     def output_shape(self) -> Tuple[int, int, int]:
         """Channels, X and Y of the map."""
