@@ -17,6 +17,7 @@ BENCHMARKS: Dict[str, str] = {
     'data_sample': 'data:data_sample',
     'model_forward': 'whole_model:model_forward',
     'training_step': 'whole_model:training_step',
+    'training_step_bf16': 'whole_model:training_step_bf16',
     'bf16_forward': 'whole_model:bf16_forward',
     'startup_help': 'start_up:startup_help',
     'import': 'start_up:package_import',

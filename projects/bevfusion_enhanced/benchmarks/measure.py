@@ -5,6 +5,7 @@ import os
 import resource
 import statistics
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -131,15 +132,39 @@ def peak_growth_mb(call: Callable[[], Any]) -> float:
         return process_peak_mb() - before
     before = resident_mb()
     call()
-    return _peak_since_cleared_mb() - before
+    return _of_status_mb('VmHWM') - before
 
 
-def _peak_since_cleared_mb() -> float:
+def private_growth_mb(call: Callable[[], Any]) -> float:
+    """The same for memory that no file backs: pages mapped from a file are the system's (Linux).
+
+    Looked at every millisecond, for the system keeps no peak of it.
+    """
+    call()
+    _return_freed_memory()
+    before = _of_status_mb('RssAnon')
+    seen, done = [before], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            seen.append(_of_status_mb('RssAnon'))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return max(seen) - before
+
+
+def _of_status_mb(entry: str) -> float:
     with open('/proc/self/status') as file:
         for line in file:
-            if line.startswith('VmHWM:'):
+            if line.startswith(f'{entry}:'):
                 return int(line.split()[1]) * 1024 / MB
-    raise RuntimeError('/proc/self/status has no VmHWM')
+    raise RuntimeError(f'/proc/self/status has no {entry}')
 
 
 def _return_freed_memory() -> None:

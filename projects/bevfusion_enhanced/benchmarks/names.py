@@ -14,6 +14,7 @@ NAMES: Dict[str, str] = {
     'data_sample': 'one training sample by one worker, and its memory over 1,000',
     'model_forward': 'the whole model, prediction',
     'training_step': 'the whole model, forward, backward and update',
+    'training_step_bf16': 'the same in bfloat16, with checkpoints in the image backbone',
     'bf16_forward': 'prediction in bfloat16, and what it costs in accuracy',
     'startup_help': 'tools/train.py --help',
     'import': 'import of the package',
