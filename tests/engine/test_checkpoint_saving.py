@@ -344,6 +344,19 @@ def test_an_optimizer_that_steps_unseen_is_not_relied_on():
     assert not tells_before_it_steps(Wrapper(told)) and not tells_before_it_steps(object())
 
 
+def test_files_of_another_name_are_resumed_from_and_not_overwritten(run, log_of):
+    named = option(filename_tmpl='toy.v1_{}.pth')
+    run('a', *named)
+    assert names('a') == ['toy.v1_1.pth', 'toy.v1_2.pth']
+    with pytest.raises(CheckpointError, match='already holds 2 checkpoints of an earlier run'):
+        run('a', *named)
+    with pytest.raises(CheckpointError, match='toy.v1_2.pth, which is further than toy.v1_1.pth'):
+        run('a', *named, resume='a/toy.v1_1.pth')
+    run('a', *named, epochs(3), resume='auto')
+    assert names('a') == ['toy.v1_1.pth', 'toy.v1_2.pth', 'toy.v1_3.pth']
+    assert 'toy.v1_2.pth, the newest valid checkpoint' in log_of('a')
+
+
 def test_a_hook_that_may_read_values_gets_them(run, toy_config):
     found = []
 

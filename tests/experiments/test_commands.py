@@ -41,6 +41,14 @@ def test_compare_shows_what_differs_and_only_that(make_run, root, console, tmp_p
         commands.compare(['x'], root=root, png=tmp_path / 'c.png', console=console)
 
 
+def test_compare_leaves_out_variables_that_no_runner_reads(make_run, root, console, tmp_path):
+    for name, classes in (('x', 10), ('y', 11)):
+        config = make_run(f'a/{name}', NDS=[0.25], lr=classes / 100).config
+        config.write_text(f'{config.read_text()}\nnumber_of_classes = {classes}\n')
+    commands.compare(['x', 'y'], root=root, png=tmp_path / 'curves.png', console=console)
+    assert 'optimizer.lr' in said(console) and 'number_of_classes' not in said(console)
+
+
 def test_best_names_the_run_and_its_checkpoint(make_run, root, console):
     make_run('a/x', NDS=[0.25])
     make_run('a/y', NDS=[0.2])

@@ -2,6 +2,7 @@
 import io
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,6 +231,25 @@ def test_explain_checkpoints_and_configs_in_any_mix(call, config):
     assert 'new task_gca.object.*' in out and 'optim_wrapper.optimizer.lr' in out
     assert call('explain', 'a.pth', config)[1] == 'nothing differs\n'
     assert 'safe to resume: only the training differs' in call('explain', config, 'b.pth')[1]
+
+
+def test_explain_leaves_out_what_a_training_adds_to_its_config(call, config):
+    from bevfusion_enhanced.engine.config import load_config, use_run_files
+    from bevfusion_enhanced.engine.train import prepare
+    trained = load_config(str(config), import_modules=False)
+    trained.work_dir, trained.load_from = 'work_dirs/toy', 'other.pth'
+    prepare(trained, launcher='none')
+    use_run_files(trained, load_from=['other.pth'])
+    written = as_run(toy_state())
+    written['meta'][META_KEY].update(config=trained.pretty_text)
+    write_checkpoint(written, 'a.pth')
+    assert call('explain', 'a.pth', config)[1] == 'nothing differs\n'
+    assert call('explain', config, 'a.pth')[1] == 'nothing differs\n'
+    Path('b.py').write_text(Path(config).read_text().replace('seed=0', 'seed=7').replace(
+        'default_hooks = dict(', 'default_hooks = dict(interrupt=dict(type="Other"), '))
+    out = call('explain', 'a.pth', 'b.py')[1]
+    assert 'randomness.seed' in out and 'default_hooks.interrupt.type' in out
+    assert 'work_dir' not in out and 'run_record' not in out and 'out_dir' not in out
 
 
 def test_explain_of_a_file_that_says_nothing(call, config):

@@ -1,7 +1,7 @@
 """Which checkpoints lie in the folder of a run, which of them is the newest that can be trusted."""
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from ..errors import CheckpointError
 from .durable import PathLike
@@ -35,6 +35,11 @@ def list_checkpoints(folder: PathLike, *, template: Optional[str] = None) -> Lis
                       rf'{_NAME}|{re.escape(template).replace(re.escape("{}"), "[0-9]+")}')
     return sorted(path for path in folder.iterdir()
                   if name.fullmatch(path.name) and path.is_file())
+
+
+def template_in(config: Mapping[str, Any]) -> Optional[str]:
+    """`filename_tmpl` of a training that names its files in a way of its own, from its config."""
+    return ((config.get('default_hooks') or {}).get('checkpoint') or {}).get('filename_tmpl')
 
 
 def where_checkpoints_lie(folder: PathLike, *, template: Optional[str] = None) -> Path:

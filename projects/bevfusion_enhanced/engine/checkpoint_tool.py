@@ -15,6 +15,9 @@ from ..units import readable_size
 _CONFIGS = ('.py', '.json', '.yaml', '.yml')
 _WIDE = 1000  # where no terminal limits a line, none is broken
 _LISTED = 20
+_RECORD = 'default_hooks.run_record'
+_OF_A_START = ('work_dir', 'launcher', 'load_from', 'resume', 'log_file', 'experiment_name',
+               'default_hooks.checkpoint.out_dir')
 _MEANS = {
     'structure': 'tensors differ: what fits is reused, the rest starts fresh',
     'meaning': 'the same tensors, which now mean something else',
@@ -162,7 +165,7 @@ def explain(first: str, second: str) -> int:
         ConfigError: A config cannot be read.
     """
     console = _console()
-    changes = explain_change(_side(first), _side(second))
+    changes = _without_additions(explain_change(_side(first), _side(second)), first, second)
     for kind in KINDS:
         found = [change for change in changes if change.kind == kind]
         if found:
@@ -185,10 +188,15 @@ def prune(folder: str, *, keep: int = 1, yes: bool = False) -> int:
     Raises:
         CheckpointError: The folder does not exist, or a file cannot be deleted.
     """
+    from ..checkpoints.folder import INSIDE
     from ..checkpoints.retention import plan_prune
     from ..checkpoints.retention import prune as delete
+    from ..experiments.run_files import RunFiles
+    from ..experiments.settings import template_of
     console = _console()
-    plan = plan_prune(folder, keep=keep)
+    place = Path(folder)
+    run = RunFiles(place.parent if place.name == INSIDE else place)
+    plan = plan_prune(folder, keep=keep, template=template_of(run))
     for reason in plan.skipped:
         _say(console, f'not usable: {reason}')
     rows = [(verb, str(item.path), readable_size(item.size), item.reason)
@@ -214,6 +222,40 @@ def _side(path: str) -> Mapping[str, Any]:
     from ..checkpoints.conversion import native_fingerprint
     from ..checkpoints.storage import read_checkpoint
     return native_fingerprint(read_checkpoint(path, mmap=True), source=path)
+
+
+def _without_additions(changes: Sequence[Change], first: str, second: str) -> List[Change]:
+    """Between a config file and a checkpoint: without what a training itself adds to its config.
+
+    That is what no longer differs once the file is prepared as `tools/train.py` does it, and where
+    the run lies and started from, of which a file says nothing.
+    """
+    sides = [_prepared(path) if Path(path).suffix in _CONFIGS else None for path in (first, second)]
+    if (sides[0] is None) == (sides[1] is None):
+        return list(changes)
+    old, new = (_side(path) if side is None else side
+                for path, side in zip((first, second), sides, strict=True))
+    still = {change.key for change in explain_change(old, new)}
+    said = [_value_in(side, key) for side in sides if side is not None for key in _OF_A_START]
+    unsaid = {key for key, value in zip(_OF_A_START, said, strict=True) if not value}
+    return [change for change in changes if change.key in still and change.key not in unsaid
+            and not change.key.startswith(_RECORD)]
+
+
+def _prepared(path: str) -> Mapping[str, Any]:
+    from . import config as preparation
+    config = preparation.load_config(path, import_modules=False)
+    preparation.use_checkpoint_hook(config)
+    preparation.use_exact_resume(config)
+    preparation.use_monitoring(config)
+    return config.to_dict()
+
+
+def _value_in(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for name in key.split('.'):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
 
 
 def _read_config(path: str, overrides: Sequence[str] = ()) -> Mapping[str, Any]:

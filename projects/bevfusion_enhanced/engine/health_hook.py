@@ -24,6 +24,7 @@ from ..monitoring.record import Record, detail, write_record
 from ..monitoring.statistics import compare_with_previous
 from ..monitoring.step_watch import StepReading, StepWatch, group_labels
 from ..monitoring.weights import BufferGuard, statistics_of, weight_changes
+from .sharding import is_sharded
 
 STATE = 'health'
 _MAX_EVENTS = 200
@@ -39,6 +40,7 @@ class HealthHook(Hook):
     samples are written down; running statistics that it poisoned are put back. At every epoch
     `record.md` is rewritten; everything is also in `metrics.jsonl` and TensorBoard. What is
     measured, and by which names, is told in `monitoring`; what it means in `monitoring/rules.py`.
+    With a sharded model it leaves the run, with a warning.
 
     Args:
         interval: Iterations between two lines in `metrics.jsonl` and TensorBoard.
@@ -86,6 +88,13 @@ class HealthHook(Hook):
         self._stop: Optional[str] = None
 
     # ---- the start of a run
+
+    def before_run(self, runner: Runner) -> None:
+        """Step aside where the parameters are dealt out: whole gradients are nowhere to read."""
+        if is_sharded(runner.model):
+            runner._hooks = [hook for hook in runner._hooks if hook is not self]
+            runner.logger.warning('HealthHook reads whole gradients, which no process of a sharded '
+                                  'model has: health is not measured in this run')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Note what differs between the run that wrote the checkpoint and this one."""
@@ -349,7 +358,9 @@ class HealthHook(Hook):
         """The newest checkpoint that is whole and whose weights are all finite."""
         hooks = [hook for hook in runner.hooks if hasattr(hook, 'checkpoint_folder')]
         folder = hooks[0].checkpoint_folder(runner) if hooks else runner.work_dir
-        for found in newest_first(folder, count=_SEARCHED, skipped=runner.logger.warning):
+        template = getattr(hooks[0], 'filename_tmpl', None) if hooks else None
+        for found in newest_first(folder, count=_SEARCHED, skipped=runner.logger.warning,
+                                  template=template):
             weights = read_checkpoint(found.path, mmap=True).get('state_dict') or {}
             if all(bool(w.isfinite().all()) for w in weights.values() if w.is_floating_point()):
                 return found.path

@@ -132,7 +132,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             self._plan_resume(runner)
 
     def _plan_load(self, runner: Runner, sources: Tuple[LoadSource, ...]) -> None:
-        refuse_used_folder(self.checkpoint_folder(runner))
+        refuse_used_folder(self.checkpoint_folder(runner), template=self.filename_tmpl)
         self._mode, self._sources = _LOAD, sources
         runner._resume = False
         if sources:
@@ -146,7 +146,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
         explicit, folder = runner._load_from is not None, self.checkpoint_folder(runner)
         asked = str(runner._load_from) if explicit else folder
         named = explicit and not osp.isdir(asked)
-        path = asked if named else newest_in(asked, runner)
+        path = asked if named else newest_in(asked, runner, template=self.filename_tmpl)
         checkpoint = read_checkpoint(path, mmap=True)
         changes = changes_since(checkpoint, runner, _model(runner), source=path,
                                 class_lists=self._class_lists(runner))
@@ -157,7 +157,7 @@ class PartialLoadCheckpointHook(SafeCheckpointHook):
             return
         require_resumable(checkpoint, source=path)
         if named or osp.realpath(osp.dirname(path)) != osp.realpath(folder):
-            refuse_overwriting(folder, path)
+            refuse_overwriting(folder, path, template=self.filename_tmpl)
         self._schedule = self._choose_schedule(changes)
         notes = () if self._schedule == 'restart' else check_schedule(checkpoint, runner,
                                                                       source=path)

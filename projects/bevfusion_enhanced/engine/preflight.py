@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Iterator, List, Mapping, Sequence, Tuple
 
+from ..checkpoints.folder import template_in
 from ..checkpoints.loading import parse_sources
 from ..checkpoints.storage import read_checkpoint
 from ..checkpoints.trust import trust_files
@@ -200,10 +201,10 @@ def check_checkpoints(config: Mapping[str, Any], *, mode: str) -> None:
     if mode != 'train':
         return
     require_writable(config['work_dir'])
-    folder = checkpoint_folder(config)
+    folder, template = checkpoint_folder(config), template_in(config)
     if not config.get('resume'):
-        refuse_used_folder(folder)
-    elif not sources and not list_checkpoints(folder):
+        refuse_used_folder(folder, template=template)
+    elif not sources and not list_checkpoints(folder, template=template):
         raise CheckpointError(f'--resume: {folder} holds no checkpoint; leave --resume out to '
                               'start, or name a file')
 
@@ -223,7 +224,8 @@ def trust_named_checkpoints(config: Mapping[str, Any]) -> None:
     paths += [path for _, path in pretrained_paths(config['model'], 'model')]
     if config.get('resume'):
         folders = [path for path in paths if Path(path).is_dir()] or [checkpoint_folder(config)]
-        paths += [str(path) for folder in folders for path in list_checkpoints(folder)]
+        paths += [str(path) for folder in folders for path in list_checkpoints(
+            folder, template=template_in(config))]
     trust_files(path for path in paths if not path.startswith(_URL))
 
 

@@ -97,14 +97,20 @@ def restart_record(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return record.get(RESTART_KEY, {}) if isinstance(record, Mapping) else {}
 
 
-def newest_in(folder: str, runner: Runner) -> str:
+def newest_in(folder: str, runner: Runner, *, template: Optional[str] = None) -> str:
     """The newest checkpoint of a folder, or of a run's, that verifies; what was skipped is logged.
+
+    Args:
+        folder: The folder.
+        runner: The run, for its log.
+        template: `filename_tmpl` of the run, where it has one of its own.
 
     Raises:
         CheckpointError: There is none.
     """
-    found = find_newest(where_checkpoints_lie(folder), skipped=lambda reason: runner.logger.warning(
-        f'skipped for resuming: {reason}'))
+    found = find_newest(
+        where_checkpoints_lie(folder, template=template), template=template,
+        skipped=lambda reason: runner.logger.warning(f'skipped for resuming: {reason}'))
     if found is None:
         what = 'holds no checkpoint that can be resumed' if Path(folder).is_dir() else \
             'does not exist'

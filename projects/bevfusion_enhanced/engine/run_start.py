@@ -5,6 +5,7 @@ from typing import Any, Callable, List, Optional, Sequence, TypeVar
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 
+from ..checkpoints.folder import template_in
 from ..errors import CheckpointError, ConfigError, UserError
 from ..experiments.run_files import RunFiles
 from ..experiments.start import BEGIN, GO_ON, Start, plan_start, set_later_aside, set_run_aside
@@ -29,6 +30,7 @@ def decide_start(config: Config, *, load_from: Sequence[str], resume: bool,
         UserError: The run's folder holds something else, or is in use.
     """
     files, checkpoints = RunFiles(Path(config.work_dir)), checkpoint_folder(config)
+    template = template_in(config)
     notes: List[str] = []
     if is_locked(files):
         raise ConfigError(f'{files.folder} is in use by a training that is still running; give '
@@ -37,13 +39,13 @@ def decide_start(config: Config, *, load_from: Sequence[str], resume: bool,
         moved = set_run_aside(files)
         notes += [f'the run that was in {files.folder} is now {moved}'] if moved else []
     start = plan_start(files, config, checkpoints=checkpoints, load_from=load_from,
-                       checkpoint=checkpoint)
+                       checkpoint=checkpoint, template=template)
     if resume and start.kind == BEGIN:
         raise CheckpointError(f'--resume: {checkpoints} holds no checkpoint; leave --resume '
                               'out to start, or name a file')
     if start.kind == GO_ON and start.checkpoint:
         notes += [f'{path.name} is further than {start.checkpoint}: it is now {path}'
-                  for path in set_later_aside(checkpoints, start.checkpoint)]
+                  for path in set_later_aside(checkpoints, start.checkpoint, template=template)]
     return Start(start.kind, start.checkpoint, (*notes, *start.notes))
 
 

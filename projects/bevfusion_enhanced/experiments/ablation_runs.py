@@ -20,6 +20,7 @@ from ..checkpoints.folder import find_newest
 from ..errors import UserError
 from .ablation import Job, Result, numbers, origin_of, read_result, write_result
 from .run_files import RunFiles
+from .settings import template_of
 from .status import is_locked
 
 CPU = 'cpu'
@@ -165,8 +166,9 @@ def final_checkpoint(job: Job) -> Path:
         JobFailed: There is none.
     """
     files = RunFiles(job.trained_by())
+    template = template_of(files)
     for folder in (files.checkpoints, files.folder):
-        found = find_newest(folder, skipped=lambda reason: None)
+        found = find_newest(folder, skipped=lambda reason: None, template=template)
         if found is not None:
             return found.path
     raise JobFailed(f'{files.folder} holds no whole checkpoint to test')

@@ -19,7 +19,7 @@ from .run_tables import (
     side_by_side,
 )
 from .runs import HEADLINES, Run, best_run, list_runs, read_lines, select_runs
-from .settings import differing_settings, read_config
+from .settings import differing_settings, read_config, template_of
 
 _WIDTH = 180
 
@@ -90,7 +90,8 @@ def prune(names: Sequence[str], *, root: Path, keep: int, yes: bool,
     from ..checkpoints.retention import prune as delete
     console = _console(console)
     runs = select_runs(root, names) if names else _runs(root)
-    plans = [plan_prune(run.files.checkpoints, keep=keep) for run in runs
+    plans = [plan_prune(run.files.checkpoints, keep=keep, template=template_of(run.files))
+             for run in runs
              if run.status.state != 'running' and run.files.checkpoints.is_dir()]
     files = [item for plan in plans for item in plan.delete]
     if not files:

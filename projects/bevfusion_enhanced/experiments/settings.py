@@ -1,9 +1,11 @@
 """On which settings of their configs runs differ."""
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
+from ..checkpoints.change_rules import rule_for
 from ..checkpoints.config_difference import ABSENT, differences
 from ..checkpoints.config_text import parse_config_text
-from ..errors import ConfigError
+from ..checkpoints.folder import template_in
+from ..errors import CheckpointError, ConfigError
 from .run_files import RunFiles
 
 _PLACES = ('work_dir', 'log_file', 'resume', 'experiment_name', 'default_hooks.checkpoint.out_dir')
@@ -23,15 +25,24 @@ def read_config(files: RunFiles) -> Dict[str, Any]:
                           'starts') from error
 
 
+def template_of(files: RunFiles) -> Optional[str]:
+    """How a run names its checkpoints, where that is a way of its own and its config says so."""
+    try:
+        return template_in(read_config(files))
+    except (CheckpointError, ConfigError):
+        return None
+
+
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> List[Dict[str, str]]:
     """For each config, the settings on which any of them differs, as text by dotted key.
 
-    Where runs lie does not count as a difference.
+    Where runs lie does not count as a difference, nor does a variable of a config file that no
+    runner reads.
     """
     first, others = configs[0], configs[1:]
     found = [{item.key: item for item in differences(first, other)} for other in others]
     keys = [key for key in dict.fromkeys(key for items in found for key in items)
-            if key not in _PLACES]
+            if key not in _PLACES and rule_for(key) is not None]
     settings: List[Dict[str, str]] = [{} for _ in configs]
     for key in keys:
         old = next(items[key].old for items in found if key in items)

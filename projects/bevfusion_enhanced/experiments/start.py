@@ -39,7 +39,8 @@ class Start:
 
 
 def plan_start(files: RunFiles, config: Mapping[str, Any], *, checkpoints: Path,
-               load_from: Sequence[str] = (), checkpoint: Optional[str] = None) -> Start:
+               load_from: Sequence[str] = (), checkpoint: Optional[str] = None,
+               template: Optional[str] = None) -> Start:
     """Go on with the run that the folder holds, where it is the same training; nothing is changed.
 
     Args:
@@ -48,11 +49,12 @@ def plan_start(files: RunFiles, config: Mapping[str, Any], *, checkpoints: Path,
         checkpoints: Where its checkpoints go.
         load_from: Weights that this start asks for.
         checkpoint: A file that it asks to go on from.
+        template: `filename_tmpl` of the training, where it has one of its own.
 
     Raises:
         ConfigError: The folder holds another training: names what differs, offers a new tag.
     """
-    if not list_checkpoints(checkpoints):
+    if not list_checkpoints(checkpoints, template=template):
         return Start(BEGIN if checkpoint is None else GO_ON, checkpoint)
     if load_from and checkpoint is None:
         _require_same_sources(files, load_from)
@@ -134,12 +136,14 @@ def set_run_aside(files: RunFiles) -> Optional[Path]:
     return move_aside(files.folder)
 
 
-def set_later_aside(checkpoints: Path, checkpoint: str) -> List[Path]:
+def set_later_aside(checkpoints: Path, checkpoint: str, *, template: Optional[str] = None
+                    ) -> List[Path]:
     """Move checkpoints that are further than the one to go on from into a folder beside them.
 
     Args:
         checkpoints: The run's; a file of another folder has nothing in its way here.
         checkpoint: The file to go on from.
+        template: `filename_tmpl` of the run, where it has one of its own.
 
     Returns:
         Where they are now.
@@ -148,7 +152,8 @@ def set_later_aside(checkpoints: Path, checkpoint: str) -> List[Path]:
     if chosen.resolve().parent != checkpoints.resolve():
         return []
     limit = iterations_of(chosen)
-    candidates = [*list_checkpoints(checkpoints), *checkpoints.glob('best_*.pth')]
+    candidates = [*list_checkpoints(checkpoints, template=template),
+                  *checkpoints.glob('best_*.pth')]
     later = [path for path in candidates if _further(path, limit)]
     if not later:
         return []
