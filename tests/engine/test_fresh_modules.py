@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from torch import nn
 
 from bevfusion_enhanced.checkpoints import read_checkpoint
+from bevfusion_enhanced.engine.checkpoint_saving import SafeCheckpointHook
 from bevfusion_enhanced.engine.fresh_modules import FreshModulesHook, FreshOptions, group_lines
 from bevfusion_enhanced.errors import ConfigError
 
@@ -230,6 +231,13 @@ class FakeRunner:
         self.message_hub = SimpleNamespace(update_scalar=lambda *arguments: None)
         self.epoch = self.iter = 0
         self.train_loop, self.train_dataloader = None, [None] * LENGTH
+        self.waited = 0
+        saving = SafeCheckpointHook()
+        saving.wait_for_copy = self._count_wait
+        self.hooks = [saving]
+
+    def _count_wait(self):
+        self.waited += 1
 
 
 def test_distributed_training_waits_for_no_frozen_gradient(one_process):
@@ -252,6 +260,7 @@ def test_distributed_training_waits_for_no_frozen_gradient(one_process):
         same = torch.equal(before['old.weight'], model['old'].weight)
         assert same == (runner.iter < LENGTH)
     assert not torch.equal(before['new.weight'], model['new'].weight)
+    assert runner.waited == 2  # each wrapping sends the first process's weights, which may be saved
 
 
 def test_lines_for_a_wrapper_without_schedule():
