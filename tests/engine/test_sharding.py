@@ -18,7 +18,7 @@ SHARDED = ('model_wrapper_cfg.type=FullyShardedModel',
 
 
 def run(toy_config, folder, name, *overrides, load_from=(), fails=''):
-    """Train in two processes into `folder/name`; or not, with this message."""
+    """Train in two processes into `folder/name`, or fail with a message; what they printed."""
     options = TrainOptions(
         config=str(toy_config), work_dir=str(folder / name), launcher='pytorch',
         load_from=load_from, overrides=('optim_wrapper.clip_grad.max_norm=1.0',
@@ -26,8 +26,9 @@ def run(toy_config, folder, name, *overrides, load_from=(), fails=''):
     with one_thread():
         group = start_group(lambda: train(options), folder / f'{name}_{len(overrides)}', count=2)
         codes = [child.wait() for child in group]
-    printed = '\n'.join(child.text()[-3000:] for child in group)
-    assert (codes == [0, 0]) is not bool(fails) and fails in printed, printed
+    printed = '\n'.join(child.text() for child in group)
+    assert (codes == [0, 0]) is not bool(fails) and fails in printed, printed[-6000:]
+    return printed
 
 
 def state(folder, name, epoch):
@@ -106,9 +107,33 @@ def test_what_cannot_be_combined_is_refused():
         FullyShardedModel(model)
 
 
-def test_the_configs_ask_for_it():
-    strategy = Config.fromfile(str(REPO / 'configs/_base_/strategies/fsdp.py'))
+def test_health_is_not_measured_where_no_process_has_a_gradient(toy_config, tmp_path):
+    """And nothing else changes."""
+    watched = tmp_path / 'watched.py'
+    watched.write_text(f"_base_ = {str(toy_config)!r}\ncustom_hooks = [dict(type='HealthHook')]\n")
+    one = ('train_cfg.max_epochs=1',)
+    run(toy_config, tmp_path, 'unwatched', *SHARDED, *one)
+    run(watched, tmp_path, 'watched_copies', *one)
+    printed = run(watched, tmp_path, 'watched', *SHARDED, *one)
+    assert 'health is not measured in this run' in printed
+    assert not list((tmp_path / 'watched').rglob('record.md'))
+    assert list((tmp_path / 'watched_copies').rglob('record.md'))
+    for left, right in zip(state(tmp_path, 'unwatched', 1), state(tmp_path, 'watched', 1)):
+        assert_alike(left, right)
+
+
+@pytest.mark.parametrize('strategy', ['fsdp', 'sync_bn'])
+@pytest.mark.parametrize('name', ['phase1_baseline', 'lidar_only', 'mini/phase4a_task_gca'])
+def test_any_config_can_be_trained_so(tmp_path, name, strategy):
+    """By naming the strategy as another base, with nothing else to say."""
+    bases = [str(REPO / f'configs/{part}.py') for part in (name, f'_base_/strategies/{strategy}')]
+    (tmp_path / 'own.py').write_text(f'_base_ = {bases!r}\n')
+    plain, own, alone = (Config.fromfile(str(path), import_custom_modules=False).to_dict()
+                         for path in (bases[0], tmp_path / 'own.py', bases[1]))
+    assert alone and own == {**plain, **alone}
+
+
+def test_the_config_asks_for_it():
     leaf = Config.fromfile(str(REPO / 'configs/phase4a_fsdp.py'), import_custom_modules=False)
-    assert strategy.model_wrapper_cfg == leaf.model_wrapper_cfg
     assert leaf.model_wrapper_cfg.type == FullyShardedModel.__name__
-    assert leaf.custom_hooks == strategy.custom_hooks
+    assert leaf.model.encoders.camera.backbone.with_cp

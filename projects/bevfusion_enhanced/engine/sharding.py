@@ -23,8 +23,8 @@ class FullyShardedModel:
     """Shards a model in place: what is built is the model itself, not a wrapper.
 
     It is for trainings of whole iterations: PCGrad and GradNorm, which differentiate parts of the
-    model by its parameters, `EMAHook`, which copies it, and `HealthHook`, which reads every
-    gradient, expect whole parameters.
+    model by its parameters, and `EMAHook`, which copies it, expect whole parameters. `HealthHook`,
+    which reads every gradient, leaves the run.
 
     Args:
         module: The model, on its device.
