@@ -25,7 +25,6 @@ from ..monitoring.statistics import compare_with_previous
 from ..monitoring.step_watch import StepReading, StepWatch, group_labels
 from ..monitoring.weights import BufferGuard, statistics_of, weight_changes
 from .sharding import is_sharded
-from .sharding import is_sharded
 
 STATE = 'health'
 _MAX_EVENTS = 200
@@ -41,7 +40,6 @@ class HealthHook(Hook):
     samples are written down; running statistics that it poisoned are put back. At every epoch
     `record.md` is rewritten; everything is also in `metrics.jsonl` and TensorBoard. What is
     measured, and by which names, is told in `monitoring`; what it means in `monitoring/rules.py`.
-    With a sharded model it leaves the run, with a warning.
     With a sharded model it leaves the run, with a warning.
 
     Args:
@@ -90,13 +88,6 @@ class HealthHook(Hook):
         self._stop: Optional[str] = None
 
     # ---- the start of a run
-
-    def before_run(self, runner: Runner) -> None:
-        """Step aside where the parameters are dealt out: whole gradients are nowhere to read."""
-        if is_sharded(runner.model):
-            runner._hooks = [hook for hook in runner._hooks if hook is not self]
-            runner.logger.warning('HealthHook reads whole gradients, which no process of a sharded '
-                                  'model has: health is not measured in this run')
 
     def before_run(self, runner: Runner) -> None:
         """Step aside where the parameters are dealt out: whole gradients are nowhere to read."""
