@@ -12,6 +12,7 @@ once, for the whole process:
 import os
 import pickle
 import sys
+import threading
 import types
 import warnings
 import zipfile
@@ -22,6 +23,7 @@ import torch
 
 # torch 2.6 and later take (object, name) pairs into the allow-list of `weights_only`.
 TAKES_ALLOW_LIST = hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
+_one_reader = threading.Lock()
 _LOCAL_PATHS = ''  # the prefix under which MMEngine registers its reader of files
 
 
@@ -94,7 +96,8 @@ def torch_load(path: Path, allowed: List[Tuple[Any, str]], *, map_location: Any,
         pickle.UnpicklingError: The file asks for something else; that is not looked up.
     """
     if TAKES_ALLOW_LIST:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        # torch keeps one allow-list, and Python one list of filters, for all threads
+        with _one_reader, torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Detected pickle protocol')  # refused with a reason
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     if zipfile.is_zipfile(path):

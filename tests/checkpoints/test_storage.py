@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections import OrderedDict, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -159,6 +160,16 @@ def test_handwritten_pickles_are_refused_untouched(tmp_path, kind, zipped):
         read_checkpoint(path)
     assert not mark.exists() and not hasattr(argparse.Namespace, 'evil')
     assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
+
+
+def test_several_threads_read_at_once(tmp_path):
+    write_checkpoint({'message_hub': HistoryBuffer([1.0], [1]), 'w': torch.ones(1000)},
+                     tmp_path / 'a.pth')
+    allowed = set(torch.serialization.get_safe_globals())
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: read_checkpoint(tmp_path / 'a.pth'), range(200)))
+    assert all(isinstance(one['message_hub'], HistoryBuffer) for one in read)
+    assert set(torch.serialization.get_safe_globals()) == allowed  # and none more for good
 
 
 def test_trust_holds_for_the_files_named_alone(tmp_path):
