@@ -75,7 +75,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     - The state is copied and written by a thread, beside the target, flushed to disk, renamed;
       its SHA-256 lies beside it. At most one write is in flight. What the optimizer alone changes
-      is copied while the next forward and backward run; its next step waits for that.
+      is copied while the next forward and backward run; its next step waits for that. A hook of
+      one's own that acts before an iteration or on a checkpoint has all of it copied at once.
     - What a new checkpoint makes superfluous is deleted once that one is on disk. The checkpoint
       that a run was started or resumed from is never deleted.
     - A write that fails (a full disk) is logged; training goes on and tries again at the next
