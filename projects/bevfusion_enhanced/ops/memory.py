@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
     The C library of Linux gives the memory of a large tensor back to the system, which has to
     find it and zero it anew for the next one. On two cores that is a tenth of the full model's
     forward and a sixth of its training step; keeping it raises the peak by as much as freed pieces
-    do not fit what is asked for next (measured: 5 to 16 %).
+    do not fit what is asked for next (measured: 6 to 27 %, most where little is needed).
 
     Returns:
         Whether anything was changed: not with a GPU, nor where the C library is another.
