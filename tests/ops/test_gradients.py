@@ -29,6 +29,7 @@ from bevfusion_enhanced.models.lidar.sparse_encoder import StridedConv, Submanif
 from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from bevfusion_enhanced.ops import rotated_boxes
 from bevfusion_enhanced.ops.bev_pool import bev_pool, plan_pooling
+from bevfusion_enhanced.ops.winograd import winograd_conv2d
 
 Case = Tuple[Callable[..., Tensor], Tuple[Tensor, ...]]
 CASES: Dict[str, Callable[[], Case]] = {}
@@ -36,6 +37,7 @@ CASES: Dict[str, Callable[[], Case]] = {}
 OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
+    'ops/winograd.py:_Winograd': 'winograd',
 }
 # Those whose gradient is not the derivative of what they return, on purpose.
 NO_DERIVATIVE = {
@@ -70,6 +72,12 @@ def bev_pool_of_scattered_pixels() -> Case:
 def bev_pool_of_pixels_that_meet_a_cell_in_every_bin() -> Case:
     plan = plan_pooling(torch.zeros(5, 4, dtype=torch.int32), num_cells=2)
     return lambda d, c: bev_pool(d, c, plan), (normal(5, 4), normal(5, 3))
+
+
+@case
+def winograd() -> Case:
+    return (lambda x, w, b: winograd_conv2d(x, w, b, padding=2, dilation=2),
+            (normal(2, 2, 5, 9), normal(3, 2, 3, 3), normal(3)))
 
 
 @case

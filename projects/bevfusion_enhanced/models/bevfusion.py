@@ -31,6 +31,7 @@ from bevfusion_enhanced.models.task_balance import (
     SharedPart,
     shared_parameters,
 )
+from bevfusion_enhanced.ops.winograd import use_fewer_multiplications
 
 ENCODERS = dict(camera=CameraEncoder, lidar=LidarEncoder)
 GCA_MODES = ('none', 'shared', 'task_specific')
@@ -94,6 +95,7 @@ class BEVFusion(Base3DDetector):
         self.task_balance = (MODELS.build(task_balance, default_args=dict(tasks=list(heads)))
                              if task_balance else None)
         self.gradient_probe = GradientProbe()
+        use_fewer_multiplications(self)
 
     def extract_feat(self, batch_inputs_dict: Dict[str, Any],
                      batch_data_samples: Sequence[Det3DDataSample]) -> Tensor:

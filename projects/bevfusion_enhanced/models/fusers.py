@@ -7,9 +7,9 @@ from typing import Optional, Sequence
 import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevfusion_enhanced.errors import ConfigError
+from bevfusion_enhanced.ops.winograd import conv2d
 
 
 def _fusing_conv(in_channels: int, out_channels: int) -> Sequence[nn.Module]:
@@ -38,7 +38,7 @@ class ConvFuser(nn.Sequential):
         # the convolution of joined maps is the sum of theirs, without the copy that joins them
         fused: Optional[Tensor] = None
         for x, weight in zip(inputs, conv.weight.split(self.in_channels, dim=1), strict=True):
-            part = F.conv2d(x, weight, padding=conv.padding)
+            part = conv2d(x, weight, padding=1)
             fused = part if fused is None else fused.add_(part)
         return activate(norm(fused))
 

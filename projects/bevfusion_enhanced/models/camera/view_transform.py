@@ -113,8 +113,8 @@ class BaseViewTransform(BaseModule):
         depth, context = x.split([self.num_bins, self.out_channels], dim=1)
         bev = bev_pool(depth.softmax(dim=1), context, self.pooling_plan(calibration))
         X, Y, Z = self.nx.tolist()
-        bev = bev.view(-1, Z, X, Y, self.out_channels).permute(0, 1, 4, 2, 3)
-        return bev.flatten(1, 2)                                                  # (B, Z*C, X, Y)
+        bev = bev.view(-1, Z, X, Y, self.out_channels).permute(0, 2, 3, 1, 4)
+        return bev.flatten(3).permute(0, 3, 1, 2)                                 # (B, Z*C, X, Y)
 
     def check_features(self, img_feats: Tensor) -> None:
         """Refuse features of another size than the frustum was made for.

@@ -22,7 +22,6 @@ from spconv.pytorch import (
 from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
-from bevfusion_enhanced.ops.layout import for_convolution
 
 Padding = Union[int, Sequence[int]]
 
@@ -184,8 +183,9 @@ class BEVFusionSparseEncoder(BaseModule):
         with torch.autocast(device_type=features.device.type, enabled=False):
             x = SparseConvTensor(features.float(), coords.int().contiguous(), self.sparse_shape,
                                  batch_size)
-            dense = self.conv_out(self.encoder_layers(self.conv_input(x))).dense()
-        return for_convolution(dense.permute(0, 1, 4, 2, 3).flatten(1, 2))
+            dense = self.conv_out(self.encoder_layers(self.conv_input(x))).dense(
+                channels_first=False)                                          # (B, X, Y, Z, C)
+        return dense.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)            # channels last
 
     def output_shape(self) -> Tuple[int, int, int]:
         """Channels, X and Y of the map."""
