@@ -130,4 +130,5 @@ class TestModules:
     def test_a_traced_layer_holds_the_convolution(self, large):
         layer = nn.Conv2d(128, 128, 3, padding=1)
         use_fewer_multiplications(layer)
-        assert 'aten::_convolution' in str(torch.jit.trace(layer, large[0], check_trace=False).inlined_graph)
+        traced = torch.jit.trace(layer, large[0], check_trace=False)
+        assert 'aten::_convolution' in str(traced.inlined_graph)

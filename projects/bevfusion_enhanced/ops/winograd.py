@@ -93,14 +93,15 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], *, padding: int,
              dilation: int) -> Tensor:
     X, Y = (cells + 2 * (padding - dilation) for cells in x.shape[2:])
     tiling = _Tiling(batch=len(x), size=(X, Y), dilation=dilation)
-    O, C = weight.shape[:2]
+    outputs, inputs = weight.shape[:2]
     taps = _on_planes(_WEIGHTS, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
-    taps = taps.view(-1, C, O)                                                # (36, C, O)
+    taps = taps.view(-1, inputs, outputs)                                     # (36, C, O)
     analyse, restore = _on_planes(_INPUTS, x), _on_planes(_OUTPUTS, x)
-    y = x.new_empty(len(x), tiling.stride * tiling.down, tiling.stride * tiling.across, O)
+    y = x.new_empty(len(x), tiling.stride * tiling.down, tiling.stride * tiling.across,
+                    outputs)
     for band in tiling.bands():
         values = analyse @ tiling.read(x, band, side=PATCH, padding=padding)
-        products = torch.bmm(values.view(PATCH ** 2, -1, C), taps)            # (36, T, O)
+        products = torch.bmm(values.view(PATCH ** 2, -1, inputs), taps)       # (36, T, O)
         if bias is not None:
             products[_ONE] += bias
         tiling.write(restore @ products.flatten(1), y, band)
@@ -110,15 +111,15 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], *, padding: int,
 def _weight_gradient(x: Tensor, gradient: Tensor, *, padding: int, dilation: int) -> Tensor:
     tiling = _Tiling(batch=len(x), size=gradient.shape[2:], dilation=dilation)
     analyse, restore = _on_planes(_INPUTS, x), _on_planes(_OUTPUTS, x).t()
-    C, O = x.shape[1], gradient.shape[1]
-    taps = x.new_zeros(PATCH ** 2, C, O)
+    inputs, outputs = x.shape[1], gradient.shape[1]
+    taps = x.new_zeros(PATCH ** 2, inputs, outputs)
     for band in tiling.bands():
         values = analyse @ tiling.read(x, band, side=PATCH, padding=padding)
         products = restore @ tiling.read(gradient, band, side=TILE, padding=0)
-        taps.baddbmm_(values.view(PATCH ** 2, -1, C).transpose(1, 2),
-                      products.view(PATCH ** 2, -1, O))
+        taps.baddbmm_(values.view(PATCH ** 2, -1, inputs).transpose(1, 2),
+                      products.view(PATCH ** 2, -1, outputs))
     weight = _on_planes(_WEIGHTS, x).t() @ taps.flatten(1)                    # (9, C * O)
-    return weight.view(3, 3, C, O).permute(3, 2, 0, 1).contiguous()
+    return weight.view(3, 3, inputs, outputs).permute(3, 2, 0, 1).contiguous()
 
 
 class _Winograd(torch.autograd.Function):

@@ -5,7 +5,10 @@ from mmdet3d.registry import MODELS
 from torch import nn
 
 from bevfusion_enhanced.errors import ConfigError
-from bevfusion_enhanced.models.heads.transfusion_decoder import TransformerDecoderLayer
+from bevfusion_enhanced.models.heads.transfusion_decoder import (
+    CrossAttention,
+    TransformerDecoderLayer,
+)
 
 
 def layer(channels: int = 16, **changes) -> TransformerDecoderLayer:
@@ -35,6 +38,15 @@ def test_without_positions_it_is_pytorchs_decoder_layer():
     query, key, query_pos, key_pos = inputs()
     torch.testing.assert_close(ours(query, key, query_pos, key_pos), theirs(query, key),
                                atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_cross_attention_is_pytorchs(training):
+    ours = CrossAttention(16, 4, dropout=0.0).train(training)
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True).train(training)
+    theirs.load_state_dict(ours.state_dict())
+    query, key = inputs()[:2]
+    torch.testing.assert_close(ours(query, key), theirs(query, key, key)[0])
 
 
 def test_the_order_of_proposals_and_of_cells_does_not_matter():

@@ -1,6 +1,7 @@
 """The transformer layer in which proposals look at one another and at the BEV map.
 
-Shapes: B samples, C channels, P proposals, L cells of the map in a row, 2 coordinates in cells.
+Shapes: B samples, C channels, P proposals, L cells of the map in a row, h heads of d channels,
+2 coordinates in cells.
 """
 from typing import Dict, Optional
 
@@ -8,6 +9,7 @@ from mmcv.cnn import build_activation_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.models.heads.transfusion_options import (
@@ -16,6 +18,7 @@ from bevfusion_enhanced.models.heads.transfusion_options import (
     PositionOptions,
     read_options,
 )
+from bevfusion_enhanced.ops.attention import dropped_attention
 
 
 class PositionEmbedding(BaseModule):
@@ -37,6 +40,34 @@ class PositionEmbedding(BaseModule):
     def forward(self, position: Tensor) -> Tensor:
         """Embed positions (B, P, 2) as (B, P, C)."""
         return self.position_embedding_head(position.transpose(1, 2)).transpose(1, 2)
+
+
+class CrossAttention(nn.MultiheadAttention):
+    """Attention from a few proposals to the whole map, whose dropout takes little memory.
+
+    Args:
+        channels: C.
+        num_heads: attention heads.
+        dropout: probability, in training, that a proposal overlooks a cell.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, dropout: float) -> None:
+        super().__init__(channels, num_heads, dropout=dropout, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """What `query` (B, P, C) sees in `key` (B, L, C), which is the value, too: (B, P, C)."""
+        if not self.training:
+            return super().forward(query, key, key, need_weights=False)[0]
+        widths = (self.embed_dim, 2 * self.embed_dim)
+        weights, biases = self.in_proj_weight.split(widths), self.in_proj_bias.split(widths)
+        query = F.linear(query, weights[0], biases[0])                                 # (B, P, C)
+        key, value = F.linear(key, weights[1], biases[1]).chunk(2, dim=-1)             # (B, L, C)
+        seen = dropped_attention(*(self._heads(x) for x in (query, key, value)),
+                                 dropout=self.dropout)                              # (B, h, P, d)
+        return self.out_proj(seen.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -76,8 +107,8 @@ class TransformerDecoderLayer(BaseModule):
         self.embed_dims = channels
         self.self_attn = nn.MultiheadAttention(
             channels, own.num_heads, dropout=own.dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(
-            channels, cross.num_heads, dropout=cross.dropout, batch_first=True)
+        self.multihead_attn = CrossAttention(
+            channels, cross.num_heads, dropout=cross.dropout)
         self.linear1 = nn.Linear(channels, ffn.feedforward_channels)
         self.linear2 = nn.Linear(ffn.feedforward_channels, channels)
         self.activation = build_activation_layer(dict(ffn.act_cfg or dict(type='ReLU')))
@@ -109,7 +140,7 @@ class TransformerDecoderLayer(BaseModule):
         seen = self.self_attn(placed, placed, placed, need_weights=False)[0]
         query = self.norm1(query + self.dropout1(seen))
 
-        seen = self.multihead_attn(query + where, placed_key, placed_key, need_weights=False)[0]
+        seen = self.multihead_attn(query + where, placed_key)
         query = self.norm2(query + self.dropout2(seen))
 
         thought = self.linear2(self.dropout(self.activation(self.linear1(query))))
