@@ -73,3 +73,12 @@ def test_none_or_all_dropped(dropout):
     tensors = inputs()
     torch.testing.assert_close(dropped_attention(*tensors, dropout=dropout),
                                F.scaled_dot_product_attention(*tensors, dropout_p=dropout))
+
+
+def test_in_half_precision_it_computes_in_float32_and_returns_what_it_was_given():
+    tensors = [x.detach().bfloat16() for x in inputs()]
+    with torch.autocast('cpu', torch.bfloat16):
+        ours = dropped_attention(*tensors, dropout=1e-9)
+    theirs = F.scaled_dot_product_attention(*(x.float() for x in tensors))
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, theirs.bfloat16(), rtol=0.02, atol=1e-3)

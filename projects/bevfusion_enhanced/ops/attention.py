@@ -35,12 +35,14 @@ def dropped_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: flo
     if query.device.type != 'cpu' or not 0 < dropout < 1 or weights <= FEW_WEIGHTS:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
     lost = round(dropout * LEVELS)
-    query = query / math.sqrt(query.shape[-1])
-    value = value * (LEVELS / (LEVELS - lost))
-    heads = [checkpoint(_head, q, k, v, _kept(q, k, lost), use_reentrant=False,
-                        preserve_rng_state=False)
-             for q, k, v in zip(query.unbind(1), key.unbind(1), value.unbind(1))]
-    return torch.stack(heads, dim=1)
+    given, exact = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast('cpu', enabled=False):  # casting the weights would cost more than it saves
+        query = query.to(exact) / math.sqrt(query.shape[-1])
+        value = value.to(exact) * (LEVELS / (LEVELS - lost))
+        heads = [checkpoint(_head, q, k, v, _kept(q, k, lost), use_reentrant=False,
+                            preserve_rng_state=False)
+                 for q, k, v in zip(query.unbind(1), key.to(exact).unbind(1), value.unbind(1))]
+        return torch.stack(heads, dim=1).to(given)
 
 
 def _head(query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> Tensor:

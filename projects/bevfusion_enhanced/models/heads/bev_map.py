@@ -53,7 +53,9 @@ class BEVGridTransform(nn.Module):
             bev = F.interpolate(bev, scale_factor=self.prescale_factor, mode='bilinear',
                                 align_corners=False)
         grid = self.grid.to(bev.dtype).expand(len(bev), -1, -1, -1)                    # (B,U,V,2)
-        return for_convolution(F.grid_sample(bev, grid, mode='bilinear', align_corners=False))
+        sampled = F.grid_sample(bev, grid, mode='bilinear', align_corners=False)
+        # autocast samples in float32: back to the precision that all convolutions would cast it to
+        return for_convolution(sampled.to(bev.dtype))
 
 
 def _relative_centers(source: Tuple[float, float, float],
