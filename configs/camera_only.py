@@ -23,7 +23,7 @@ model = dict(
     task_gca=dict(in_channels=bev_channels),
     heads=dict(object=dict(in_channels=bev_channels), map=dict(in_channels=bev_channels)))
 
-unused = ('LoadPointsWithSweeps', 'PointsRangeFilter', 'PointShuffle')
+unused = ('LoadPointsWithSweeps', 'PointsRangeFilter', 'BEVFusionPointShuffle')
 train_pipeline = [step for step in _base_.train_pipeline if step['type'] not in unused]
 test_pipeline = [step for step in _base_.test_pipeline if step['type'] not in unused]
 modality = dict(use_lidar=False, use_camera=True)

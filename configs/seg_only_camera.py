@@ -19,7 +19,7 @@ model = dict(
             scale_factor=2)),
     heads=dict(map=dict(in_channels=256)))
 
-unused = ('LoadPointsWithSweeps', 'PointsRangeFilter', 'PointShuffle')
+unused = ('LoadPointsWithSweeps', 'PointsRangeFilter', 'BEVFusionPointShuffle')
 train_pipeline = [step for step in _base_.train_pipeline if step['type'] not in unused]
 test_pipeline = [step for step in _base_.test_pipeline if step['type'] not in unused]
 modality = dict(use_lidar=False, use_camera=True)

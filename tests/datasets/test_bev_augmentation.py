@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from mmdet3d.datasets.transforms import PointShuffle
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmdet3d.structures.points import LiDARPoints
 
 from bevfusion_enhanced.datasets.transforms.bev_augmentation import (
     BEVFusionGlobalRotScaleTrans,
+    BEVFusionPointShuffle,
     BEVFusionRandomFlip3D,
 )
 from bevfusion_enhanced.errors import ConfigError
@@ -114,3 +116,15 @@ def test_without_boxes_and_without_points():
 def test_impossible_ranges(settings):
     with pytest.raises(ConfigError):
         BEVFusionGlobalRotScaleTrans(**settings)
+
+
+@pytest.mark.parametrize('count', [0, 1, 200])
+def test_points_come_in_the_order_of_mmdetection3ds_shuffle(count):
+    points = scene()['points'][:count]
+    before = points.tensor.clone()
+    torch.manual_seed(1)
+    ours = BEVFusionPointShuffle()(dict(points=points))['points']
+    assert torch.equal(points.tensor, before)
+    torch.manual_seed(1)
+    theirs = PointShuffle()(dict(points=points))['points']
+    assert type(ours) is type(theirs) and torch.equal(ours.tensor, theirs.tensor)

@@ -34,7 +34,8 @@ def pipeline_of(root: Path, train: bool, with_map: bool = True, **images) -> lis
         dict(type='ImageAug3D', is_train=train, **images), *augmentations, *map_masks,
         dict(type='PointsRangeFilter', point_cloud_range=RANGE),
         dict(type='ObjectRangeFilter', point_cloud_range=RANGE),
-        dict(type='ObjectNameFilter', classes=DETECTION_CLASSES), dict(type='PointShuffle'),
+        dict(type='ObjectNameFilter', classes=DETECTION_CLASSES),
+        dict(type='BEVFusionPointShuffle'),
         dict(type='PackBEVFusionInputs')]
 
 
@@ -85,7 +86,8 @@ def test_evaluation_without_truth(mini_nuscenes):
                                               (dict(use_camera=True), 'points')])
 def test_one_modality(mini_nuscenes, modality, absent):
     skip = {'img': ('LoadMultiViewImages', 'ImageAug3D'),
-            'points': ('LoadPointsWithSweeps', 'PointsRangeFilter', 'PointShuffle')}[absent]
+            'points': ('LoadPointsWithSweeps', 'PointsRangeFilter',
+                       'BEVFusionPointShuffle')}[absent]
     pipeline = [step for step in pipeline_of(mini_nuscenes, train=True) if step['type'] not in skip]
     packed = build(mini_nuscenes, modality=modality, pipeline=pipeline)[1]
     assert absent not in packed['inputs'] and len(packed['inputs']) == 1
@@ -250,7 +252,7 @@ def test_infos_that_do_not_fit(mini_nuscenes, tmp_path):
 
 @pytest.mark.needs_shared
 def test_real_frame_equals_the_reference_pipeline(shared):
-    left_out = ('PointShuffle', 'PointsRangeFilter', 'ObjectRangeFilter')
+    left_out = ('BEVFusionPointShuffle', 'PointsRangeFilter', 'ObjectRangeFilter')
     dataset = NuScenesMultiTaskDataset(
         data_root=str(shared / 'nuscenes_sample'), ann_file=REAL_INFOS,
         data_prefix=dict(pts='', sweeps='', img=''),

@@ -70,7 +70,7 @@ train_pipeline = [
     dict(type='PointsRangeFilter', point_cloud_range=data_range),
     dict(type='ObjectRangeFilter', point_cloud_range=data_range),
     dict(type='ObjectNameFilter', classes=class_names),
-    dict(type='PointShuffle'),
+    dict(type='BEVFusionPointShuffle'),
     dict(type='PackBEVFusionInputs'),
 ]
 test_pipeline = [
