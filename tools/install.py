@@ -97,6 +97,7 @@ def install(venv: Path) -> None:
             if subprocess.run([*installer, *arguments]).returncode != 0:
                 sys.exit(f'error: {" ".join(arguments)} could not be installed into {venv}; the '
                          'reason stands above. The same command goes on from here')
+    subprocess.run([str(python), '-m', 'compileall', '-q', str(ROOT / 'projects')])
 
 
 def main() -> None:
