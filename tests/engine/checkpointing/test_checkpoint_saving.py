@@ -18,7 +18,7 @@ from bevfusion_enhanced.checkpoints import durable, read_checkpoint, verify_chec
 from bevfusion_enhanced.checkpoints.background import BackgroundWriter
 from bevfusion_enhanced.checkpoints.folder import find_newest
 from bevfusion_enhanced.checkpoints.snapshot import Snapshot
-from bevfusion_enhanced.engine.checkpointing import checkpoint_saving
+from bevfusion_enhanced.engine.checkpointing import background_save
 from bevfusion_enhanced.engine.checkpointing.checkpoint_saving import SafeCheckpointHook
 from bevfusion_enhanced.engine.checkpointing.unchanging import tells_before_it_steps
 from bevfusion_enhanced.engine.runs.run_folder import require_writable
@@ -152,7 +152,7 @@ def test_training_goes_on_during_a_write_and_one_write_waits_for_the_other(
         run, hooked, monkeypatch):
     hooked()
     stepped, in_flight, order = threading.Event(), [], []
-    write = checkpoint_saving.write_checkpoint
+    write = background_save.write_checkpoint
 
     def slow(checkpoint, path):
         in_flight.append(path.name)
@@ -162,7 +162,7 @@ def test_training_goes_on_during_a_write_and_one_write_waits_for_the_other(
         write(checkpoint, path)
         in_flight.remove(path.name)
 
-    monkeypatch.setattr(checkpoint_saving, 'write_checkpoint', slow)
+    monkeypatch.setattr(background_save, 'write_checkpoint', slow)
     seen = {}
 
     def look(runner):
@@ -452,7 +452,7 @@ def test_full_disk_at_the_best_keeps_the_best_before(run, hooked, log_of, monkey
 
 
 def test_the_end_of_training_is_tried_once_more(run, log_of, monkeypatch):
-    attempts, write = [], checkpoint_saving.write_checkpoint
+    attempts, write = [], background_save.write_checkpoint
 
     def fail_once(checkpoint, path):
         attempts.append(path.name)
@@ -460,7 +460,7 @@ def test_the_end_of_training_is_tried_once_more(run, log_of, monkeypatch):
             raise CheckpointError('cannot write: full')
         write(checkpoint, path)
 
-    monkeypatch.setattr(checkpoint_saving, 'write_checkpoint', fail_once)
+    monkeypatch.setattr(background_save, 'write_checkpoint', fail_once)
     run('a')
     assert attempts == ['epoch_1.pth', 'epoch_2.pth', 'epoch_2.pth']
     assert 'trying once more to write epoch_2.pth' in log_of('a')
@@ -488,7 +488,7 @@ def test_training_on_a_disk_that_is_full_for_a_while(run, hooked, small_disk, wh
     folder, filler = small_disk / 'a', small_disk / 'filler'
 
     def fill(runner):
-        hook_of(runner)._writer.wait()
+        hook_of(runner)._saver._writer.wait()
         if runner.epoch == 1:
             with open(filler, 'wb', buffering=0) as file:
                 while True:
@@ -541,13 +541,13 @@ def test_save_now_writes_the_iteration_and_waits(run, hooked):
 
 def test_save_now_of_what_was_just_saved_writes_nothing(run, hooked, monkeypatch):
     hooked()
-    written, write = [], checkpoint_saving.write_checkpoint
+    written, write = [], background_save.write_checkpoint
 
     def count(checkpoint, path):
         written.append(path.name)
         write(checkpoint, path)
 
-    monkeypatch.setattr(checkpoint_saving, 'write_checkpoint', count)
+    monkeypatch.setattr(background_save, 'write_checkpoint', count)
     CallHook.at['after_train_iter'] = lambda runner: hook_of(runner).save_now(runner, reason='stop')
     run('a', *option(by_epoch=False, interval=1), epochs(1))
     assert written == ['iter_1.pth', 'iter_2.pth']
@@ -581,8 +581,8 @@ def test_checkpoints_of_a_stop_count_among_those_kept(run, hooked):
 
 def test_logs_are_flushed_before_a_checkpoint(run, hooked, monkeypatch):
     hooked()
-    order, write = [], checkpoint_saving.write_checkpoint
-    monkeypatch.setattr(checkpoint_saving, 'write_checkpoint', lambda checkpoint, path: (
+    order, write = [], background_save.write_checkpoint
+    monkeypatch.setattr(background_save, 'write_checkpoint', lambda checkpoint, path: (
         order.append(path.name), write(checkpoint, path)))
 
     def listen(runner):

@@ -1,6 +1,5 @@
-"""How checkpoints reach the disk: whole or not at all, while training goes on."""
+"""When checkpoints are saved, what they are called, and which of them are kept."""
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
@@ -10,16 +9,8 @@ from mmengine.hooks.hook import DATA_BATCH
 from mmengine.runner import Runner
 from torch.utils.hooks import RemovableHandle
 
-from ...checkpoints.background import BackgroundWriter
-from ...checkpoints.folder import LAST
-from ...checkpoints.snapshot import ChangedMeanwhileError, Snapshot, tensor_sizes
-from ...checkpoints.storage import (
-    delete_checkpoint,
-    publish_checkpoint,
-    read_checkpoint,
-    write_bytes,
-    write_checkpoint,
-)
+from ...checkpoints.snapshot import ChangedMeanwhileError
+from ...checkpoints.storage import publish_checkpoint, read_checkpoint
 from ...errors import CheckpointError, ConfigError
 from ..configuration.config import checkpoint_folder
 from ..parallel.sharding import deal_out_moments, is_sharded
@@ -27,48 +18,11 @@ from ..resume import training_state
 from ..resume.optimizer_state import wrappers_of
 from ..runs.run_folder import require_writable
 from . import best_metric
-from .checkpoint_contents import (
-    describe_run,
-    flush_logs,
-    optimizer_and_schedule,
-    shallow_copy,
-    weights_and_meta,
-)
+from .background_save import BackgroundSaver, Save
+from .checkpoint_contents import describe_run, flush_logs, optimizer_and_schedule, weights_and_meta
 from .unchanging import put_barrier_in_front, tells_before_it_steps, unchanging_addresses
 
 _KEPT = 'kept_checkpoints'  # in the message hub: names of this run's files, oldest first
-
-
-@dataclass
-class _Save:
-    """One save, from its request to its end in the background.
-
-    Attributes:
-        name: File of the run's state, or None for a best checkpoint alone.
-        meta: Epoch and iteration.
-        better: Metrics that are better than ever, and their values.
-        best_name: How the best checkpoint would be called at an interval.
-        kept: Names of the run's files once this one is written.
-        previous: Entries of the message hub before, to go back to when the write fails.
-        files: What is written, in this order.
-        surplus: What is deleted once everything is written.
-        warnings: What went wrong after everything was written.
-    """
-
-    name: Optional[str]
-    meta: Dict[str, int]
-    better: Dict[str, float]
-    best_name: str
-    kept: List[str]
-    previous: Dict[str, Any] = field(default_factory=dict)
-    files: List[Tuple[Dict[str, Any], Path]] = field(default_factory=list)
-    surplus: List[Path] = field(default_factory=list)
-    warnings: List[str] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        """What is written, for messages."""
-        return self.name or f'the best checkpoint ({", ".join(self.better)})'
 
 
 class SafeCheckpointHook(CheckpointHook):
@@ -128,10 +82,8 @@ class SafeCheckpointHook(CheckpointHook):
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f'default_hooks.checkpoint: {error}') from error
         self._root = out_dir
-        self._writer = BackgroundWriter()
-        self._snapshot = Snapshot()
-        self._pending: Optional[_Save] = None
-        self._failed: Optional[_Save] = None
+        self._saver = BackgroundSaver()
+        self._failed: Optional[Save] = None
         self._last_meta: Optional[Dict[str, int]] = None
         self._kept: List[str] = []
         self._in_use: Optional[Path] = None
@@ -172,13 +124,12 @@ class SafeCheckpointHook(CheckpointHook):
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if not is_main_process():
             return
-        if self._pending is not None:
+        if self._saver.pending:
             self._settle(runner, wait=False)
-        if not self._reserved and self._pending is None:  # the optimizer has its moments by now
+        if not self._reserved and not self._saver.pending:  # the optimizer has its moments by now
             self._reserved = True
             entries = optimizer_and_schedule(runner, optimizer=self.save_optimizer, schedule=False)
-            sizes = list(tensor_sizes([runner.model.state_dict(), entries]))
-            self._writer.submit(lambda: self._snapshot.reserve(sizes))
+            self._saver.reserve([runner.model.state_dict(), entries])
 
     def after_train(self, runner: Runner) -> None:
         """Wait for the last write, try once more where it failed, then publish.
@@ -187,7 +138,7 @@ class SafeCheckpointHook(CheckpointHook):
             CheckpointError: The state at the end of training could not be written.
         """
         self._settle(runner)
-        failed: Optional[_Save] = self._agree(self._failed)
+        failed: Optional[Save] = self._agree(self._failed)
         if failed and failed.meta['iter'] == runner.iter:
             runner.logger.info(f'trying once more to write {failed.title}')
             self._save(runner, name=failed.name, meta=failed.meta, better=failed.better,
@@ -234,7 +185,7 @@ class SafeCheckpointHook(CheckpointHook):
 
         For what changes weights or the optimizer's state elsewhere than in the optimizer's step.
         """
-        self._snapshot.help()
+        self._saver.wait_for_copy()
 
     # What MMEngine's hook calls.
 
@@ -294,25 +245,25 @@ class SafeCheckpointHook(CheckpointHook):
             best_name: How that checkpoint would be called at an interval.
         """
         self._settle(runner)
-        save = _Save(name, meta, better or {}, best_name, list(self._kept))
+        save = Save(Path(self.out_dir), name, meta, better or {}, best_name, list(self._kept),
+                    in_use=self._in_use)
         if name is not None:
             save.kept = [kept for kept in self._kept if kept != name] + [name]
             self._leave_out_surplus(save)
-            self._note(runner, save, _KEPT, list(save.kept))
-            self._note(runner, save, 'keep_ckpt_ids', self._steps(save.kept))
+            save.note(runner.message_hub, _KEPT, list(save.kept))
+            save.note(runner.message_hub, 'keep_ckpt_ids', self._steps(save.kept))
             self.last_ckpt = str(Path(self.out_dir, name))
-            self._note(runner, save, 'last_ckpt', self.last_ckpt)
+            save.note(runner.message_hub, 'last_ckpt', self.last_ckpt)
             self._last_meta = dict(meta)
-        best_paths = self._note_best(runner, save)
+        self._note_best(runner, save)
         if is_main_process():
             flush_logs(runner)
         state = training_state.gather(runner)
         if is_main_process() or self._sharded:  # every process gives its part of what is sharded
             content = self._contents(runner, save)
         if is_main_process():
-            self._copy(runner, save, best_paths, dict(content, training_state=state))
-            self._pending = save
-            self._writer.submit(lambda: self._copy_and_write(save, Path(runner.work_dir)))
+            self._saver.begin(runner, save, dict(content, training_state=state),
+                              unchanging=lambda: self._unchanging(runner))
 
     def _guard_weights(self, runner: Runner) -> None:
         """Have whatever changes weights wait until they are copied."""
@@ -327,61 +278,23 @@ class SafeCheckpointHook(CheckpointHook):
     def _unchanging(self, runner: Runner) -> Set[int]:
         return set() if self._copies_at_once else unchanging_addresses(runner, saving=self)
 
-    def _note_best(self, runner: Runner, save: _Save) -> List[Path]:
+    def _note_best(self, runner: Runner, save: Save) -> None:
         """Record the best scores and where they lie; the files before them become superfluous."""
-        paths: List[Path] = []
         for metric, value in save.better.items():
             score_key, path_key = self._hub_keys(metric)
             before = runner.message_hub.runtime_info.get(path_key)
             path = Path(self.out_dir, self._best_file(metric, save.best_name))
             if before and Path(before).name != path.name:
                 save.surplus.append(Path(before))
-            self._note(runner, save, score_key, value)
-            self._note(runner, save, path_key, str(path))
+            save.note(runner.message_hub, score_key, value)
+            save.note(runner.message_hub, path_key, str(path))
             self._set_best_path(metric, str(path))
-            paths.append(path)
-        return paths
+            save.best_paths.append(path)
 
-    def _contents(self, runner: Runner, save: _Save) -> Dict[str, Any]:
+    def _contents(self, runner: Runner, save: Save) -> Dict[str, Any]:
         entries = optimizer_and_schedule(runner, optimizer=self.save_optimizer,
                                          schedule=self.save_param_scheduler)
         return dict(weights_and_meta(runner, {**self._description, **save.meta}), **entries)
-
-    def _copy(self, runner: Runner, save: _Save, best_paths: Sequence[Path],
-              content: Dict[str, Any]) -> None:
-        """Fill in the files of a save with copies of the state, to be completed by the writer."""
-        self._snapshot.begin(own=content['message_hub']['log_scalars'].values())  # copies already
-        copied = self._snapshot.copy(content, unchanging=self._unchanging(runner))
-        best = {key: copied[key] for key in ('meta', 'state_dict', 'message_hub')}
-        for content, paths in ((best, best_paths),
-                               (copied, [Path(self.out_dir, save.name)] if save.name else [])):
-            if paths:
-                content = shallow_copy(content)
-                runner.call_hook('before_save_checkpoint', checkpoint=content)
-                content = self._snapshot.copy(content, unchanging=self._unchanging(runner))
-                save.files += [(content, path) for path in paths]
-
-    def _copy_and_write(self, save: _Save, work_dir: Path) -> None:
-        self._snapshot.complete()
-        self._write(save, work_dir)
-
-    def _write(self, save: _Save, work_dir: Path) -> None:
-        """In the background: the files, then what names them, then what they make superfluous."""
-        for content, path in save.files:
-            write_checkpoint(content, path)
-        try:
-            if save.name is not None:
-                write_bytes(str(Path(self.out_dir, save.name)).encode(), work_dir / LAST)
-        except CheckpointError as error:
-            save.warnings.append(str(error))
-        written = {path.resolve() for _, path in save.files}
-        for path in save.surplus:
-            if path.resolve() not in written | {self._in_use}:
-                try:
-                    delete_checkpoint(path)
-                except CheckpointError as error:
-                    save.warnings.append(str(error))
-        save.files.clear()
 
     def _settle(self, runner: Runner, *, wait: bool = True) -> None:
         """Log how the save before ended; where it failed, all is as if it had not been asked for.
@@ -390,14 +303,10 @@ class SafeCheckpointHook(CheckpointHook):
             runner: The run.
             wait: Wait for its end; otherwise nothing happens as long as it runs.
         """
-        if wait:
-            self._writer.wait()
-        elif self._writer.busy:
+        ended = self._saver.take_ended(wait=wait)
+        if ended is None:
             return
-        save, self._pending = self._pending, None
-        error = self._writer.take_error()
-        if save is None:
-            return
+        save, error = ended
         if error is None:
             self._kept, self._failed = save.kept, None
             for metric, value in save.better.items():
@@ -409,11 +318,7 @@ class SafeCheckpointHook(CheckpointHook):
                 runner.logger.warning(warning)
             return
         self._failed = save
-        save.files.clear()
-        for key, value in save.previous.items():
-            runner.message_hub.runtime_info.pop(key, None)
-            if value is not None:
-                runner.message_hub.update_info(key, value)
+        save.take_back(runner.message_hub)
         for metric in self.key_indicators if self.save_best else ():
             self._set_best_path(metric, save.previous.get(self._hub_keys(metric)[1],
                                                           self._best_path(metric)))
@@ -441,7 +346,7 @@ class SafeCheckpointHook(CheckpointHook):
         pattern = re.compile(re.escape(self.filename_tmpl).replace(re.escape('{}'), r'(\d+)'))
         return [int(found.group(1)) for found in map(pattern.fullmatch, names) if found]
 
-    def _leave_out_surplus(self, save: _Save) -> None:
+    def _leave_out_surplus(self, save: Save) -> None:
         """Move the oldest names beyond `max_keep_ckpts` from those kept to those to delete."""
         if self.max_keep_ckpts <= 0:
             return
@@ -468,11 +373,6 @@ class SafeCheckpointHook(CheckpointHook):
             self.best_ckpt_path = path
         else:
             self.best_ckpt_path_dict[metric] = path
-
-    @staticmethod
-    def _note(runner: Runner, save: _Save, key: str, value: Any) -> None:
-        save.previous[key] = runner.message_hub.runtime_info.get(key)
-        runner.message_hub.update_info(key, value)
 
     @staticmethod
     def _agree(value: Any) -> Any:
