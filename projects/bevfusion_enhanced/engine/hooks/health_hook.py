@@ -1,6 +1,5 @@
-"""Watches a training: what is measured of it, what that means, and what is done about it."""
+"""Watches a training: what is measured of it, when, and what is done about a sick one."""
 import copy
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
@@ -11,25 +10,16 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
-from ...checkpoints.config_text import parse_config_text
-from ...checkpoints.folder import newest_first
-from ...checkpoints.storage import read_checkpoint
-from ...errors import CheckpointError, ConfigError, TrainingError
-from ...experiments.start import changes_between
-from ...monitoring.diagnosis import Finding, check_thresholds, diagnose, together
+from ...errors import ConfigError, TrainingError
 from ...monitoring.epoch import EpochMeters, default_warn_norm, rates_by_label
-from ...monitoring.metrics_log import MetricsLog
 from ...monitoring.predictions import PredictionMeter, add_counts
-from ...monitoring.record import Record, detail, write_record
 from ...monitoring.statistics import compare_with_previous
 from ...monitoring.step_watch import StepReading, StepWatch, group_labels
 from ...monitoring.weights import BufferGuard, statistics_of, weight_changes
 from ..parallel.sharding import is_sharded
+from .health_report import HealthReport, last_good_checkpoint
 
 STATE = 'health'
-_MAX_EVENTS = 200
-_CHANGES_SHOWN = 30
-_SEARCHED = 5  # checkpoints that are looked at for a good one
 
 
 @HOOKS.register_module()
@@ -74,15 +64,11 @@ class HealthHook(Hook):
         self._interval, self._cosine_interval = interval, cosine_interval
         self._update_interval, self._max_bad_steps = update_interval, max_bad_steps
         self._warn_norm = warn_norm
-        self._thresholds = dict(gradient_over_warn=warn_share, auxiliary_dominates=auxiliary_ratio)
-        self._thresholds.update(thresholds or {})
-        check_thresholds(self._thresholds)
+        self._report = HealthReport({'gradient_over_warn': warn_share,
+                                     'auxiliary_dominates': auxiliary_ratio,
+                                     **(thresholds or {})})
         self._score_threshold, self._map_threshold = score_threshold, map_threshold
         self._watch: Optional[StepWatch] = None
-        self._history: List[Dict[str, float]] = []
-        self._events: List[Dict[str, Any]] = []
-        self._changes: List[str] = []
-        self._findings: Sequence[Finding] = ()
         self._bad_row = 0
         self._resumed = False
         self._stop: Optional[str] = None
@@ -99,16 +85,8 @@ class HealthHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: Dict[str, Any]) -> None:
         """Note what differs between the run that wrote the checkpoint and this one."""
         text = (checkpoint.get('meta') or {}).get('cfg')
-        if not isinstance(text, str):
-            return
-        try:
-            changes = changes_between(parse_config_text(text), runner.cfg)
-        except CheckpointError as error:
-            self._changes = [f'unknown: {error}']
-            return
-        self._changes = [str(change) for change in changes[:_CHANGES_SHOWN]]
-        if len(changes) > _CHANGES_SHOWN:
-            self._changes.append(f'and {len(changes) - _CHANGES_SHOWN} more')
+        if isinstance(text, str):
+            self._report.compare_configs(text, runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
         """Stand before the optimizer's step, and go on with what a resumed run had measured.
@@ -121,7 +99,6 @@ class HealthHook(Hook):
                               'leave the hook out')
         self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._device = next(self._model.parameters()).device
-        self._log = MetricsLog(Path(runner.work_dir))
         self._watch = StepWatch(
             self._model, runner.optim_wrapper, agree=_agree if get_world_size() > 1 else None,
             on_step=lambda reading: self._after_step(runner, reading))
@@ -135,8 +112,7 @@ class HealthHook(Hook):
         self._weights = statistics_of(self._model)
         self._loaded_changes = 0
         state = runner.message_hub.pop_info(STATE)
-        if is_main_process():
-            self._log.cut(iteration=runner.iter)
+        self._report.open(runner)
         if state and runner._resume:
             self._go_on(runner, state)
         self._watch.install()
@@ -144,15 +120,16 @@ class HealthHook(Hook):
     def _go_on(self, runner: Runner, state: Mapping[str, Any]) -> None:
         """Restore the meters, and compare the weights with what they were when they were saved."""
         self._resumed = True
-        self._history, self._events = list(state['history']), list(state['events'])
+        self._report.load(state)
         self._bad_row = state['bad_row']
         self._meters.load(state['meters'], self._device, first=is_main_process())
         changes = weight_changes(state['weights'], self._weights,
                                  same=state['iteration'] == runner.iter)
         self._loaded_changes = len(changes)
         if changes:
-            self._note(runner, 'weights are not those that were saved',
-                       tensors=[str(change) for change in changes[:5]], count=len(changes))
+            self._report.add_event(
+                runner, 'weights are not those that were saved',
+                tensors=[str(change) for change in changes[:5]], count=len(changes))
 
     # ---- every iteration
 
@@ -191,7 +168,7 @@ class HealthHook(Hook):
         suspects = _everywhere(guilty)
         if not any(suspects):  # the losses were finite: it may be any of them
             suspects = _everywhere(tokens)
-        self._note(runner, 'step skipped: ' + (
+        self._report.add_event(runner, 'step skipped: ' + (
             'the loss is not finite' if not all(reading.loss_finite) else
             'the gradient is not finite' if not reading.gradient_finite else
             'the loss of another process is not finite'),
@@ -211,7 +188,9 @@ class HealthHook(Hook):
         iteration = runner.iter + 1
         self._meters.add_logged(iteration, outputs or {})
         if self._stop:
-            self._give_up(runner)
+            good = last_good_checkpoint(runner) if is_main_process() else None
+            raise TrainingError(self._report.stop(runner, self._stop, self._measure(runner),
+                                                  good=good))
         if iteration % self._interval == 0:
             self._write_line(runner, iteration, list(outputs or {}))
             if self._bad_row == 0 and self._buffers.finite():
@@ -226,9 +205,8 @@ class HealthHook(Hook):
         losses = {name: hub.get_scalar(f'train/{name}').mean(self._interval) for name in names
                   if f'train/{name}' in hub.log_scalars}
         runner.visualizer.add_scalars({**gradients, **rates}, step=iteration)
-        if is_main_process():
-            self._log.write('train', epoch=runner.epoch + 1, iteration=iteration,
-                            values={**losses, **gradients, **rates})
+        self._report.add_line('train', epoch=runner.epoch + 1, iteration=iteration,
+                              values={**losses, **gradients, **rates})
 
     def _learning_rates(self, runner: Runner) -> Dict[str, float]:
         """The highest rate of each group's name."""
@@ -239,24 +217,18 @@ class HealthHook(Hook):
     # ---- the end of an epoch
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Measure the epoch, diagnose, and rewrite the record."""
+        """Measure the epoch, and tell it."""
         measured = self._measure(runner)
-        self._history.append(measured)
         self._meters.reset()
         self._resumed, self._loaded_changes = False, 0
-        runner.visualizer.add_scalars(_tags(measured), step=runner.iter)
-        self._diagnose(runner)
-        if is_main_process():
-            self._log.write('epoch', epoch=int(measured['epoch']), iteration=runner.iter,
-                            values=dict(measurements=measured,
-                                        findings=[f.message for f in self._findings]))
-        self._write_record(runner, epoch=runner.epoch + 1)
+        self._report.add_epoch(runner, measured)
 
     def _measure(self, runner: Runner) -> Dict[str, float]:
         """Measurements of the epoch, of all processes together."""
+        history = self._report.history
         self._meters.add_class_counts(getattr(self._model, 'heads', {}))
         weights = statistics_of(self._model)
-        changes = weight_changes(self._weights if self._history else {}, weights)
+        changes = weight_changes(self._weights if history else {}, weights)
         self._weights = weights
         measured = {'epoch': float(runner.epoch + 1), 'steps.resumed': float(self._resumed),
                     'weights.changed': float(len(changes)),
@@ -267,7 +239,7 @@ class HealthHook(Hook):
             _everywhere(self._meters.part()), classes=self._class_names(runner),
             warn_norm=self._warn_norm or default_warn_norm(clipping)))
         measured.update(compare_with_previous(
-            measured, self._history[-1] if self._history else None, resumed=self._resumed))
+            measured, history[-1] if history else None, resumed=self._resumed))
         return measured
 
     def _class_names(self, runner: Runner) -> Dict[str, Sequence[str]]:
@@ -283,88 +255,14 @@ class HealthHook(Hook):
             self._predictions.add(outputs or ())
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
-        """Add the validation to its epoch, diagnose again, and rewrite the record."""
+        """Measure the predictions, and tell it with the metrics."""
         if self._watch is None:
             return
         counts: Dict[str, Any] = {}
         for part in _everywhere(self._predictions.take()):
             add_counts(counts, part)
-        measured = self._predictions.measure(counts)
-        runner.visualizer.add_scalars(_tags(measured), step=runner.iter)
-        numbers = {name: float(value) for name, value in (metrics or {}).items()
-                   if isinstance(value, (int, float))}
-        measured.update({f'validation.metric.{name}': value for name, value in numbers.items()})
-        if is_main_process():
-            self._log.write('val', epoch=runner.epoch, iteration=runner.iter, again=True,
-                            values={**numbers, 'predictions': counts})
-        if self._history:
-            self._history[-1].update(measured)
-            self._diagnose(runner)
-            self._write_record(runner, epoch=runner.epoch)
-
-    # ---- telling
-
-    def _diagnose(self, runner: Runner) -> None:
-        known = {finding.message for finding in self._findings}
-        self._findings = diagnose(self._history[-1], thresholds=self._thresholds)
-        new = [finding for finding in self._findings if finding.message not in known]
-        for finding, others in together(new):
-            first = finding.explanations[0]
-            same = f' (and {len(others)} more like it)' if others else ''
-            why = 'none of the causes looked at fits what was measured'
-            if not first.refuted:
-                sure = 'likely' if first.likely else 'possibly'
-                why = f'{sure}: {first.cause}; try: {first.change}'
-            runner.logger.warning(f'health: {finding.message}{same}; {why}')
-
-    def _note(self, runner: Runner, event: str, **details: Any) -> None:
-        """Something happened: to the log, `metrics.jsonl` and the record."""
-        record = dict(epoch=runner.epoch + 1, iter=runner.iter + 1, event=event,
-                      **{key: value for key, value in details.items() if value})
-        self._events = (self._events + [record])[-_MAX_EVENTS:]
-        runner.logger.warning('health: ' + '; '.join(
-            f'{key}: {detail(key, value)}' if key != 'event' else str(value)
-            for key, value in record.items()))
-        if is_main_process():
-            self._log.write('event', epoch=record['epoch'], iteration=record['iter'],
-                            values={k: v for k, v in record.items() if k not in ('epoch', 'iter')})
-
-    def _write_record(self, runner: Runner, *, epoch: int) -> None:
-        if not is_main_process():
-            return
-        source = runner._load_from or 'its own initialisation'
-        info = {'run': runner.experiment_name, 'folder': runner.work_dir,
-                'weights from': f'{source}{" (resumed)" if runner._resume else ""}'}
-        if Path(runner.work_dir, 'load_report.md').is_file():
-            info['what fitted'] = 'see load_report.md'
-        write_record(Record(info=info, changes=self._changes, epoch=epoch,
-                            max_epochs=runner.max_epochs, iteration=runner.iter,
-                            history=self._history, findings=self._findings, events=self._events,
-                            stopped=self._stop), Path(runner.work_dir))
-
-    def _give_up(self, runner: Runner) -> None:
-        """Write the record of a run that is stopped, and stop it."""
-        good = self._last_good_checkpoint(runner) if is_main_process() else None
-        self._stop += (f'; the last good checkpoint is {good}' if good else
-                       '; no good checkpoint was saved before')
-        self._history.append(self._measure(runner))
-        self._diagnose(runner)
-        self._write_record(runner, epoch=runner.epoch)
-        again = f'--ckpt {good}' if good else '--restart'
-        raise TrainingError(f'{self._stop}: see record.md in {runner.work_dir} for the likely '
-                            f'causes, change what it says, then start again with {again}')
-
-    def _last_good_checkpoint(self, runner: Runner) -> Optional[Path]:
-        """The newest checkpoint that is whole and whose weights are all finite."""
-        hooks = [hook for hook in runner.hooks if hasattr(hook, 'checkpoint_folder')]
-        folder = hooks[0].checkpoint_folder(runner) if hooks else runner.work_dir
-        template = getattr(hooks[0], 'filename_tmpl', None) if hooks else None
-        for found in newest_first(folder, count=_SEARCHED, skipped=runner.logger.warning,
-                                  template=template):
-            weights = read_checkpoint(found.path, mmap=True).get('state_dict') or {}
-            if all(bool(w.isfinite().all()) for w in weights.values() if w.is_floating_point()):
-                return found.path
-        return None
+        self._report.add_validation(runner, self._predictions.measure(counts),
+                                    metrics=metrics or {}, counts=counts)
 
     # ---- what survives
 
@@ -380,8 +278,8 @@ class HealthHook(Hook):
     def _state(self, checkpoint: Mapping[str, Any]) -> Dict[str, Any]:
         self._meters.add_class_counts(getattr(self._model, 'heads', {}))
         return copy.deepcopy(dict(
-            iteration=(checkpoint.get('meta') or {}).get('iter', -1), history=self._history,
-            events=self._events, bad_row=self._bad_row, weights=statistics_of(self._model),
+            iteration=(checkpoint.get('meta') or {}).get('iter', -1), **self._report.state(),
+            bad_row=self._bad_row, weights=statistics_of(self._model),
             meters=self._meters.state()))
 
     def after_train(self, runner: Runner) -> None:
@@ -395,11 +293,6 @@ def tokens_of(batch: Any) -> List[str]:
     samples = batch.get('data_samples') if isinstance(batch, Mapping) else None
     metainfos = [getattr(sample, 'metainfo', {}) for sample in samples or ()]
     return [str(info.get('token', info.get('sample_idx', '?'))) for info in metainfos]
-
-
-def _tags(measured: Mapping[str, float]) -> Dict[str, float]:
-    """Measurements under names that TensorBoard groups: `epoch/losses/total.mean`."""
-    return {f'epoch/{name.replace(".", "/", 1)}': value for name, value in measured.items()}
 
 
 def _due(iteration: int, interval: int) -> bool:
