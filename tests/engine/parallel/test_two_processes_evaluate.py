@@ -6,60 +6,36 @@ from typing import Any, Dict
 
 import numpy as np
 import pytest
-import torch
-from mmdet3d.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from processes import one_thread, start_group
+from torch import nn
+from untrained_mini import write_untrained_mini
 
-from bevfusion_enhanced.checkpoints import write_checkpoint
-from bevfusion_enhanced.datasets.vocabulary import DETECTION_CLASSES, MAP_CLASSES
 from bevfusion_enhanced.engine.commands.evaluate import EvaluateOptions, evaluate
 
-REPO = Path(__file__).resolve().parents[3]
 SAMPLES = 3  # two processes get two each, so one of them comes twice
 FLAGS = {'plain': {}, 'with views and failures': dict(tta=True, corrupt=('cameras=2', 'beams=4'))}
-VIEWS = """
+MORE = """
+custom_imports = None
+env_cfg = dict(dist_cfg=dict(backend='gloo'))
 tta_pipeline = [*test_pipeline[:-2], dict(type='TestTimeAug', transforms=[
     [dict(type='BEVView'), dict(type='BEVView', flip_x=True)],
     *[[step] for step in test_pipeline[-2:]]])]
 tta_model = dict(type='BEVFusionTTAModel', map_scope=[_base_.map_bound, _base_.map_bound])
 """
-CONFIG = """
-_base_ = {base!r}
-data_root = {root!r}
-places = dict(
-    LoadBEVMapMasks=dict(data_root=data_root),
-    ImageAug3D=dict(resize_lim=[1.1, 1.1]))  # the simulated images are 160 x 90
-test_pipeline = [dict(step, **places.get(step['type'], {{}})) for step in _base_.test_pipeline]
-test_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(
-    data_root=data_root, pipeline=test_pipeline, indices={samples}))
-test_evaluator = [
-    dict(_base_.val_evaluator[0], data_root=data_root,
-         ann_file=data_root + 'nuscenes_infos_val.pkl'),
-    _base_.val_evaluator[1]]
-train_dataloader, train_cfg, optim_wrapper, val_dataloader, val_cfg, val_evaluator = [None] * 6
-param_scheduler = None
-custom_imports = None
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
-""" + VIEWS
+
+
+def raise_heatmaps(model: nn.Module) -> None:
+    """For boxes above the threshold."""
+    for name, bias in model.named_parameters():
+        if 'heatmap' in name and name.endswith('bias'):
+            nn.init.ones_(bias)
 
 
 @pytest.fixture(scope='module')
 def folder(mini_nuscenes, tmp_path_factory) -> Path:
     """The mini config, and untrained weights whose boxes and maps are not empty."""
     folder = tmp_path_factory.mktemp('two_tests')
-    (folder / 'mini.py').write_text(CONFIG.format(
-        base=str(REPO / 'configs/mini/phase4a_task_gca.py'), root=f'{mini_nuscenes}/',
-        samples=SAMPLES))
-    init_default_scope('mmdet3d')
-    torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(folder / 'mini.py').model)
-    for name, bias in model.named_parameters():
-        if 'heatmap' in name and name.endswith('bias'):
-            torch.nn.init.ones_(bias)  # for boxes above the threshold
-    write_checkpoint(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
-        classes=list(DETECTION_CLASSES), map_classes=list(MAP_CLASSES)))), folder / 'a.pth')
+    write_untrained_mini(folder, mini_nuscenes, indices=SAMPLES, more=MORE, change=raise_heatmaps)
     return folder
 
 
