@@ -36,7 +36,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, run, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.commands.cli import run_cli
     from bevfusion_enhanced.experiments.ablate import AblateOptions, ablate
     options = AblateOptions(
         configs=args.configs, tools=Path(__file__).resolve().parent, base=args.base,

@@ -50,7 +50,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Parse, measure, and return the exit status."""
     args = parse_args(argv)
     os.environ['BEVFUSION_ENHANCED_LAZY'] = '1'  # the processes that measure import what they need
-    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.commands.cli import run_cli
     return run_cli(lambda: run(args))
 
 

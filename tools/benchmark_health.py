@@ -19,9 +19,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, train, print, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
-    from bevfusion_enhanced.engine.config import load_config
-    from bevfusion_enhanced.engine.health_benchmark import benchmark
+    from bevfusion_enhanced.engine.commands.cli import run_cli
+    from bevfusion_enhanced.engine.commands.health_benchmark import benchmark
+    from bevfusion_enhanced.engine.configuration.config import load_config
 
     def run() -> None:
         config = load_config(args.config, args.cfg_options)

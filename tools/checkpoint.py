@@ -62,7 +62,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; returns its exit status."""
-    from bevfusion_enhanced.engine import checkpoint_tool as tool
+    from bevfusion_enhanced.engine.commands import checkpoint_tool as tool
     if getattr(args, 'trust_checkpoint', False):
         from bevfusion_enhanced.checkpoints.trust import trust_files
         trust_files(files_of(args))
@@ -96,7 +96,7 @@ def files_of(args: argparse.Namespace) -> List[str]:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, carry out the command, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.commands.cli import run_cli
     outcome: List[int] = []
     return run_cli(lambda: outcome.append(run(args))) or outcome[0]
 

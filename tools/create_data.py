@@ -52,7 +52,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, write or verify, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.commands.cli import run_cli
     if not args.verify:
         return run_cli(lambda: create(args))
     problems: List[object] = []

@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from rich.console import Console
 
-from bevfusion_enhanced.engine.cli import run_cli
+from bevfusion_enhanced.engine.commands.cli import run_cli
 from bevfusion_enhanced.errors import CheckpointError, DataError
 from bevfusion_enhanced.experiments.aside import move_aside
 from bevfusion_enhanced.experiments.comparison import Summary, make_table, read_metrics, summarise
@@ -125,7 +125,7 @@ def config_options(config_file: str, data_root: Path) -> Tuple[str, ...]:
     """`--cfg-options ...` for a data root that is not the config's own; () for its own."""
     if data_root == DATA_ROOT:
         return ()
-    from bevfusion_enhanced.engine.config import load_config
+    from bevfusion_enhanced.engine.configuration.config import load_config
     config = load_config(str(REPO / config_file))
     used = {key: config[key] for key in config if key.endswith(('_dataloader', '_evaluator'))}
     return ('--cfg-options', *root_options(used, config.data_root, f'{data_root}/'))

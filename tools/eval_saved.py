@@ -41,8 +41,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, evaluate, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
-    from bevfusion_enhanced.engine.eval_saved import EvalSavedOptions, eval_saved
+    from bevfusion_enhanced.engine.commands.cli import run_cli
+    from bevfusion_enhanced.engine.commands.eval_saved import EvalSavedOptions, eval_saved
     options = EvalSavedOptions(
         config=args.config, result=args.result, data_root=args.data_root, version=args.version,
         rings=args.rings, anyway=args.anyway, out=args.out, overrides=args.cfg_options)

@@ -43,7 +43,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, carry out the command, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.commands.cli import run_cli
     from bevfusion_enhanced.experiments import commands
     actions = {
         'list': lambda: commands.list_all(root=args.root),

@@ -30,7 +30,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, write the split, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
+    from bevfusion_enhanced.engine.commands.cli import run_cli
     return run_cli(lambda: make(args))
 
 

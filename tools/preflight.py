@@ -22,8 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, check, ask, train, and return the exit status."""
     args = build_parser().parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
-    from bevfusion_enhanced.engine.long_run import check_and_train
+    from bevfusion_enhanced.engine.commands.cli import run_cli
+    from bevfusion_enhanced.engine.commands.long_run import check_and_train
     return run_cli(lambda: check_and_train(
         train.options_of(args), yes=args.yes, iterations=args.dry_run_iterations))
 

@@ -37,9 +37,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, evaluate, and return the exit status."""
     args = parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
-    from bevfusion_enhanced.engine.evaluate import EvaluateOptions, evaluate
-    from bevfusion_enhanced.engine.train import set_local_rank
+    from bevfusion_enhanced.engine.commands.cli import run_cli
+    from bevfusion_enhanced.engine.commands.evaluate import EvaluateOptions, evaluate
+    from bevfusion_enhanced.engine.commands.train import set_local_rank
     set_local_rank(args.local_rank)
     options = EvaluateOptions(
         config=args.config, checkpoint=args.checkpoint, work_dir=args.work_dir,

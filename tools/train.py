@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING, List, Optional
 
 if TYPE_CHECKING:
-    from bevfusion_enhanced.engine.train import TrainOptions
+    from bevfusion_enhanced.engine.commands.train import TrainOptions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,9 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def options_of(args: argparse.Namespace) -> 'TrainOptions':
-    """What was asked for, as `engine.train` takes it."""
-    from bevfusion_enhanced.engine.settings import Settings
-    from bevfusion_enhanced.engine.train import TrainOptions, set_local_rank
+    """What was asked for, as `engine.commands.train` takes it."""
+    from bevfusion_enhanced.engine.commands.train import TrainOptions, set_local_rank
+    from bevfusion_enhanced.engine.configuration.settings import Settings
     set_local_rank(args.local_rank)
     settings = Settings(batch_size=args.batch_size, accumulate=args.accumulate, lr=args.lr,
                         workers=args.workers, epochs=args.epochs, seed=args.seed)
@@ -81,8 +81,8 @@ def options_of(args: argparse.Namespace) -> 'TrainOptions':
 def main(argv: Optional[List[str]] = None) -> int:
     """Parse, train, and return the exit status."""
     args = build_parser().parse_args(argv)
-    from bevfusion_enhanced.engine.cli import run_cli
-    from bevfusion_enhanced.engine.train import train
+    from bevfusion_enhanced.engine.commands.cli import run_cli
+    from bevfusion_enhanced.engine.commands.train import train
     return run_cli(lambda: train(options_of(args)))
 
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from bevfusion_enhanced.datasets.vocabulary import DETECTION_CLASSES, MAP_CLASSES
-from bevfusion_enhanced.engine.preflight import leaf_datasets
+from bevfusion_enhanced.engine.configuration.preflight import leaf_datasets
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.relative_to(REPO / 'configs').as_posix()

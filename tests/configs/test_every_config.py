@@ -139,7 +139,11 @@ def test_ablations_train_and_predict_at_toy_sizes(name, rig):
 
 @pytest.mark.parametrize('name', [*FULL, *(f'ablations/{name}' for name in ABLATIONS)])
 def test_pipelines_build_and_load_what_the_model_reads(name, tmp_path):
-    from bevfusion_enhanced.engine.preflight import check_heads, check_pipeline, leaf_datasets
+    from bevfusion_enhanced.engine.configuration.preflight import (
+        check_heads,
+        check_pipeline,
+        leaf_datasets,
+    )
     config = load(name)
     init_default_scope('mmdet3d')
     (tmp_path / 'maps/expansion').mkdir(parents=True)

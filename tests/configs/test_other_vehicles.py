@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from bevfusion_enhanced.datasets.info_files import read_info_file
 from bevfusion_enhanced.datasets.nuscenes_infos import create_infos
-from bevfusion_enhanced.engine.tta import map_anchors, tta_model, tta_pipeline
+from bevfusion_enhanced.engine.configuration.tta import map_anchors, tta_model, tta_pipeline
 from bevfusion_enhanced.models.calibration import Calibration
 
 REPO = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from bevfusion_enhanced.datasets.transforms.loading import (
     LoadMultiViewImages,
     LoadPointsWithSweeps,
 )
-from bevfusion_enhanced.engine.corruption import CORRUPTIONS, use_corruptions
+from bevfusion_enhanced.engine.configuration.corruption import CORRUPTIONS, use_corruptions
 from bevfusion_enhanced.errors import ConfigError, DataError
 
 MATRICES = ('cam2img', 'lidar2cam', 'cam2lidar', 'lidar2img', 'img_aug_matrix')

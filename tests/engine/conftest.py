@@ -68,7 +68,7 @@ def run(toy_config):
     """Train the toy task for real: run(work_dir, 'key=value', ..., load_from=..., resume=...)."""
     from mmengine.runner import Runner
 
-    from bevfusion_enhanced.engine.train import TrainOptions, resolve
+    from bevfusion_enhanced.engine.commands.train import TrainOptions, resolve
 
     def train(work_dir, *overrides, load_from=(), resume=None):
         options = TrainOptions(config=str(toy_config), work_dir=str(work_dir), overrides=overrides,

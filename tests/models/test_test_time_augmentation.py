@@ -16,7 +16,13 @@ from bevfusion_enhanced.datasets.map_masks import MapMasks, bev_pose
 from bevfusion_enhanced.datasets.nuscenes_dataset import NuScenesMultiTaskDataset
 from bevfusion_enhanced.datasets.transforms.test_time_augmentation import BEVView
 from bevfusion_enhanced.datasets.vocabulary import MAP_CLASSES
-from bevfusion_enhanced.engine.tta import VIEWS, map_anchors, tta_model, tta_pipeline, use_tta
+from bevfusion_enhanced.engine.configuration.tta import (
+    VIEWS,
+    map_anchors,
+    tta_model,
+    tta_pipeline,
+    use_tta,
+)
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.models.test_time_augmentation import BEVFusionTTAModel
 from bevfusion_enhanced.models.view_merging import (

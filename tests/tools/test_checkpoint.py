@@ -234,8 +234,8 @@ def test_explain_checkpoints_and_configs_in_any_mix(call, config):
 
 
 def test_explain_leaves_out_what_a_training_adds_to_its_config(call, config):
-    from bevfusion_enhanced.engine.config import load_config, use_run_files
-    from bevfusion_enhanced.engine.train import prepare
+    from bevfusion_enhanced.engine.commands.train import prepare
+    from bevfusion_enhanced.engine.configuration.config import load_config, use_run_files
     trained = load_config(str(config), import_modules=False)
     trained.work_dir, trained.load_from = 'work_dirs/toy', 'other.pth'
     prepare(trained, launcher='none')

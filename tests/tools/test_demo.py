@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config
 from rich.console import Console
 
-from bevfusion_enhanced.engine.cli import run_cli
+from bevfusion_enhanced.engine.commands.cli import run_cli
 from bevfusion_enhanced.errors import CheckpointError, DataError
 
 

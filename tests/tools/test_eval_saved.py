@@ -6,32 +6,8 @@ from pathlib import Path
 
 import mmdet3d
 import pytest
-import torch
 import toy
-from mmdet3d.registry import MODELS
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-
-from bevfusion_enhanced.checkpoints import write_checkpoint
-from bevfusion_enhanced.datasets.vocabulary import DETECTION_CLASSES, MAP_CLASSES
-
-CONFIG = """
-_base_ = {base!r}
-data_root = {root!r}
-places = dict(
-    LoadBEVMapMasks=dict(data_root=data_root),
-    ImageAug3D=dict(resize_lim=[1.1, 1.1]))  # the simulated images are 160 x 90
-test_pipeline = [dict(step, **places.get(step['type'], {{}})) for step in _base_.test_pipeline]
-test_dataloader = dict(
-    batch_size=1, num_workers=0, persistent_workers=False,
-    dataset=dict(data_root=data_root, pipeline=test_pipeline, indices=[1, 2]))
-test_evaluator = [
-    dict(_base_.val_evaluator[0], data_root=data_root,
-         ann_file=data_root + 'nuscenes_infos_val.pkl'),
-    _base_.val_evaluator[1]]
-train_dataloader, train_cfg, optim_wrapper, val_dataloader, val_cfg, val_evaluator = [None] * 6
-param_scheduler = None
-"""
+from untrained_mini import write_untrained_mini
 
 
 def test_main(arguments: list) -> int:
@@ -49,13 +25,7 @@ def eval_main(arguments: list) -> int:
 def folder(mini_nuscenes, tmp_path_factory) -> Path:
     """The mini config, and untrained weights whose boxes and maps are not empty."""
     folder = tmp_path_factory.mktemp('saved')
-    (folder / 'mini.py').write_text(CONFIG.format(
-        base=str(toy.REPO / 'configs/mini/phase4a_task_gca.py'), root=f'{mini_nuscenes}/'))
-    init_default_scope('mmdet3d')
-    torch.manual_seed(0)
-    model = MODELS.build(Config.fromfile(folder / 'mini.py').model)
-    write_checkpoint(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
-        classes=list(DETECTION_CLASSES), map_classes=list(MAP_CLASSES)))), folder / 'a.pth')
+    write_untrained_mini(folder, mini_nuscenes, indices=[1, 2])
     return folder
 
 

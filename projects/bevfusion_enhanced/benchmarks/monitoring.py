@@ -34,8 +34,8 @@ class BenchmarkSamples(Dataset):
 
 def health_hook() -> Measurement:
     """`HealthHook` in a training of the full model; the reference is the step without it."""
-    from bevfusion_enhanced.engine.config import load_config
-    from bevfusion_enhanced.engine.health_benchmark import benchmark
+    from bevfusion_enhanced.engine.commands.health_benchmark import benchmark
+    from bevfusion_enhanced.engine.configuration.config import load_config
 
     config = load_config(str(Path(__file__).parents[3] / CONFIG))
     config.train_dataloader = dict(

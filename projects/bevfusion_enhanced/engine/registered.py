@@ -1,15 +1,15 @@
 """Every hook, loop and backend that a config can name; importing this registers them."""
-from .dataset_hook import DatasetHook
-from .health_hook import HealthHook
-from .interrupt_hook import InterruptHook
-from .partial_load_hook import PartialLoadCheckpointHook
-from .progress_hook import RichProgressHook
-from .run_local_backend import RunLocalVisBackend
-from .run_record_hook import RunRecordHook
-from .run_tensorboard_backend import RunTensorboardVisBackend
-from .step_cost_hook import StepCostHook
-from .train_loop import ResumableTrainLoop
-from .tta import MergeViewsHook
+from .checkpointing.partial_load_hook import PartialLoadCheckpointHook
+from .configuration.tta import MergeViewsHook
+from .hooks.dataset_hook import DatasetHook
+from .hooks.health_hook import HealthHook
+from .hooks.progress_hook import RichProgressHook
+from .hooks.run_record_hook import RunRecordHook
+from .hooks.step_cost_hook import StepCostHook
+from .loop.interrupt_hook import InterruptHook
+from .loop.train_loop import ResumableTrainLoop
+from .runs.run_local_backend import RunLocalVisBackend
+from .runs.run_tensorboard_backend import RunTensorboardVisBackend
 
 __all__ = ['DatasetHook', 'HealthHook', 'InterruptHook', 'MergeViewsHook',
            'PartialLoadCheckpointHook', 'ResumableTrainLoop', 'RichProgressHook',

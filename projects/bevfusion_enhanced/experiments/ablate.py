@@ -102,7 +102,7 @@ def plan(options: AblateOptions) -> List[Job]:
     Raises:
         ConfigError: See `ablate`.
     """
-    from ..engine.config import apply_overrides
+    from ..engine.configuration.config import apply_overrides
     ablations = read_ablations(options.configs, base_config=options.base_config)
     for ablation in ablations:
         apply_overrides(ablation.config, options.overrides)
@@ -134,7 +134,7 @@ def _check(options: AblateOptions, devices: Sequence[str]) -> None:
 
 def _check_data(ablation: Ablation) -> None:
     """The data and classes of an ablation are there, before hours are spent on another one."""
-    from ..engine.preflight import check_dataset, leaf_datasets
+    from ..engine.configuration.preflight import check_dataset, leaf_datasets
     for name in ('train_dataloader', 'test_dataloader'):
         loader = ablation.config.get(name)
         if not loader:
@@ -152,7 +152,7 @@ def size_of(ablation: Ablation, root: Path) -> Tuple[int, float]:
         return int(known['parameters']), float(known['gflops'])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    from ..engine.complexity import measure
+    from ..engine.commands.complexity import measure
     found = measure(ablation.config)
     replace_bytes((json.dumps(dict(parameters=found.parameters, trained=found.trained,
                                    gflops=found.gflops, by_module=found.by_module), indent=2)
@@ -201,7 +201,7 @@ class _Report:
         return FAILURES if self.runner.failed else 0
 
     def _notes(self) -> List[str]:
-        from ..engine.complexity import NOT_COUNTED
+        from ..engine.commands.complexity import NOT_COUNTED
         base = self.options.base or 'nothing'
         return [
             f'Epochs: {self.options.epochs}, from {Path(base).name}; tested once, with '

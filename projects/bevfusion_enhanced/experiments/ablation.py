@@ -128,7 +128,7 @@ def read_ablations(paths: Sequence[str], *, base_config: Optional[str] = None) -
 
 def read_ablation(path: Path, *, base_config: Optional[str] = None) -> Ablation:
     """Read one config; see `read_ablations`."""
-    from ..engine.config import load_config
+    from ..engine.configuration.config import load_config
     config = (load_config(str(path)) if base_config is None
               else load_rebased(path, base_config))
     about = config.get('ablation') or {}
@@ -149,7 +149,7 @@ def load_rebased(path: Path, base: str) -> Config:
     Raises:
         ConfigError: It names no base or several, or cannot be read over the new one.
     """
-    from ..engine.config import load_config
+    from ..engine.configuration.config import load_config
     if not Path(base).is_file():
         raise ConfigError(f'--base-config {base}: there is no such file')
     text = replace_base(path, str(Path(base).absolute()))
@@ -186,7 +186,7 @@ def replace_base(path: Path, base: str) -> str:
 
 def config_of(ablation: Ablation, *, seed: int, epochs: int) -> Config:
     """The config of one run: so many epochs, this seed, evaluated once, at its end."""
-    from ..engine.settings import set_epochs
+    from ..engine.configuration.settings import set_epochs
     config = ablation.config.copy()
     set_epochs(config, epochs)
     for part in _EVALUATION_IN_TRAINING:

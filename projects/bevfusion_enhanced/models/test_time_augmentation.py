@@ -29,7 +29,7 @@ class BEVFusionTTAModel(BaseTTAModel):
             needed where there is a map task.
         map_anchors: For each map class the place in a cell that its value belongs to, 0.5 the
             centre; all centres where it is None. nuScenes' raster paints areas with 0, see
-            `engine/tta.py`.
+            `engine/configuration/tta.py`.
         box_merge: 'weighted' or 'nms'.
         iou_threshold: Overlap on the ground, from which boxes of two views are of one object.
         max_boxes: Boxes of a sample at most.

@@ -2,8 +2,8 @@
 
     step_watch -> statistics -> measurements {name: number} -> rules -> diagnosis -> record
 
-Everything here works on tensors, numbers and text; `engine/health_hook.py` connects it to a run.
-Importing this package needs nothing but torch and NumPy.
+Everything here works on tensors, numbers and text; `engine/hooks/health_hook.py` connects it to a
+run. Importing this package needs nothing but torch and NumPy.
 
 Measurements of an epoch, by name (`*` stands for a task, module, class or parameter group):
 

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.structures import PixelData
 from torch import nn
 
-from bevfusion_enhanced.engine.micro_batches import train_in_parts
+from bevfusion_enhanced.engine.loop.micro_batches import train_in_parts
 from bevfusion_enhanced.models.heads.enhanced_segmentation import EnhancedBEVSegmentationHead
 
 CAR = [3.0, -8.0, -1.0, 1.9, 4.5, 1.6, 0.4, 2.0, 5.0]

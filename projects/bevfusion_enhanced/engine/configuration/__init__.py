@@ -1,0 +1,1 @@
+"""A config before anything is built from it: read, changed for what was asked, and checked."""

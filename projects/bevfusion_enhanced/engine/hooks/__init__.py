@@ -1,0 +1,1 @@
+"""Hooks that stand beside a training: they watch it, show it and write it down."""

@@ -1,0 +1,1 @@
+"""The loop over epochs: how an update is made of a batch, and how signals end a training."""

@@ -1,0 +1,1 @@
+"""Several processes of one training: how they meet, what they share out, what each has alone."""

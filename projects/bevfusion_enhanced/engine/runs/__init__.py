@@ -1,0 +1,1 @@
+"""What a run writes to its folder over all its starts, and what it must not overwrite there."""
