@@ -20,6 +20,7 @@ from bevfusion_enhanced.benchmarks.map_drawing import LOCATION, TownFile
 from bevfusion_enhanced.benchmarks.measure import Measurement
 from bevfusion_enhanced.datasets.info_files import write_info_file
 from bevfusion_enhanced.datasets.vocabulary import CAMERAS, INFO_CLASSES
+from bevfusion_enhanced.engine.loop.loader_workers import guard_workers
 
 CONFIG = 'configs/phase4a_task_gca.py'
 SCAN_POINTS = 34_720
@@ -91,9 +92,10 @@ class _Worker:
     """One worker process, asked for sample after sample."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._loader = iter(DataLoader(dataset, batch_size=1, num_workers=1, prefetch_factor=2,
-                                       sampler=_Endless(len(dataset)),
-                                       collate_fn=pseudo_collate))
+        loader = DataLoader(dataset, batch_size=1, num_workers=1, prefetch_factor=2,
+                            sampler=_Endless(len(dataset)), collate_fn=pseudo_collate)
+        guard_workers(loader)
+        self._loader = iter(loader)
         self.process = self._loader._workers[0].pid
         for _ in range(5):
             next(self._loader)
