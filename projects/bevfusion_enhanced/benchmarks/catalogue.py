@@ -12,6 +12,8 @@ BENCHMARKS: Dict[str, str] = {
     'heatmap_targets': 'operators:heatmap',
     'hungarian_cost': 'operators:hungarian_cost',
     'box_decoding': 'operators:box_decoding',
+    'convolution': 'layers:convolution',
+    'cross_attention': 'layers:cross_attention',
     'map_masks': 'map_drawing:map_masks',
     'map_masks_small': 'map_drawing:map_masks_small',
     'data_sample': 'data:data_sample',

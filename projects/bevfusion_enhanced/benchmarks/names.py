@@ -9,6 +9,8 @@ NAMES: Dict[str, str] = {
     'heatmap_targets': 'boxes to the dense heatmap',
     'hungarian_cost': 'proposals and boxes to pairs',
     'box_decoding': 'codes to boxes',
+    'convolution': 'a 3x3 convolution of the map head, with its gradients',
+    'cross_attention': 'proposals that look at the map while training',
     'map_masks': 'map masks of a patch, map of official size',
     'map_masks_small': 'the same on a small map',
     'data_sample': 'one training sample by one worker, and its memory over 1,000',

@@ -18,7 +18,7 @@ from bevfusion_enhanced.models.heads.transfusion_options import (
     PositionOptions,
     read_options,
 )
-from bevfusion_enhanced.ops.attention import dropped_attention
+from bevfusion_enhanced.ops.dropped_attention import dropped_attention
 
 
 class PositionEmbedding(BaseModule):

@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bevfusion_enhanced.ops import attention
-from bevfusion_enhanced.ops.attention import dropped_attention
+from bevfusion_enhanced.ops import dropped_attention as module
+from bevfusion_enhanced.ops.dropped_attention import dropped_attention
 
 
 @pytest.fixture(autouse=True)
 def a_head_at_a_time(monkeypatch) -> None:
-    monkeypatch.setattr(attention, 'FEW_WEIGHTS', 0)
+    monkeypatch.setattr(module, 'FEW_WEIGHTS', 0)
 
 
 def inputs(*, samples=2, heads=3, queries=5, keys=40, width=4):
@@ -53,7 +53,7 @@ def test_as_many_are_dropped_as_asked_for_and_the_mean_stays(dropout):
     torch.testing.assert_close(
         dropped_attention(query, key, value, dropout=dropout).mean(),
         torch.ones((), dtype=torch.float64), rtol=0.01, atol=0)
-    kept = attention._kept(query[:, 0], key[:, 0], round(dropout * attention.LEVELS))
+    kept = module._kept(query[:, 0], key[:, 0], round(dropout * module.LEVELS))
     assert abs(kept.double().mean() - (1 - dropout)) < 0.005
 
 

@@ -1,0 +1,86 @@
+"""Layers of the training step that are not PyTorch's own, forward and backward.
+
+Shapes: P proposals, X and Y cells.
+"""
+from typing import Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bevfusion_enhanced.benchmarks.measure import (
+    Measurement,
+    check_equal,
+    milliseconds,
+    peak_growth_mb,
+    side_by_side,
+)
+from bevfusion_enhanced.ops.dropped_attention import dropped_attention
+from bevfusion_enhanced.ops.memory import keep_freed_memory
+from bevfusion_enhanced.ops.winograd import winograd_conv2d
+
+CHANNELS = (512, 256)  # into and out of a branch of the map head's ASPP
+MAP_SIZE = (200, 200)
+DILATION = 6
+KEYS, PROPOSALS, HEADS, WIDTH = 180 * 180, 200, 8, 16
+DROPOUT = 0.1
+
+
+def convolution() -> Measurement:
+    """A dilated 3x3 convolution of the map head; the reference is PyTorch's."""
+    keep_freed_memory()
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = CHANNELS
+    x = torch.randn(1, inputs, *MAP_SIZE, generator=generator)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = (0.02 * torch.randn(outputs, inputs, 3, 3, generator=generator)).requires_grad_()
+    towards = torch.randn(1, outputs, *MAP_SIZE, generator=generator).contiguous(
+        memory_format=torch.channels_last)
+
+    def step(convolve) -> Tuple[Tensor, ...]:
+        y = convolve(x, weight, padding=DILATION, dilation=DILATION)
+        return (y.detach(), *torch.autograd.grad(y, (x, weight), towards))
+
+    for mine, theirs in zip(step(winograd_conv2d), step(F.conv2d)):
+        check_equal(mine / theirs.abs().max(), theirs / theirs.abs().max(), atol=5e-5)
+    ours_ms, reference_ms = side_by_side(
+        lambda: step(winograd_conv2d), lambda: step(F.conv2d), repeats=5)
+    with torch.no_grad():
+        forward_ms = milliseconds(
+            lambda: winograd_conv2d(x, weight, padding=DILATION, dilation=DILATION), repeats=5)
+    products = inputs * outputs * MAP_SIZE[0] * MAP_SIZE[1] * 36 / 16
+    return Measurement(
+        ours_ms=ours_ms, reference_ms=reference_ms, operations=3 * 2 * products,
+        peak_mb=peak_growth_mb(lambda: step(winograd_conv2d)),
+        conditions=f'{inputs} to {outputs} channels, {MAP_SIZE[0]} x {MAP_SIZE[1]} cells, dilation '
+                   f'{DILATION}, forward and both gradients; the bound counts the products of '
+                   'F(4x4, 3x3)',
+        details={'forward_ms': round(forward_ms, 1)})
+
+
+def cross_attention() -> Measurement:
+    """The proposals' look at the map while training; the reference is PyTorch's."""
+    keep_freed_memory()
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, HEADS, count, WIDTH, generator=generator).requires_grad_()
+                         for count in (PROPOSALS, KEYS, KEYS))
+    towards = torch.randn(1, HEADS, PROPOSALS, WIDTH, generator=generator)
+
+    def ours(dropout: float = DROPOUT) -> Tuple[Tensor, ...]:
+        seen = dropped_attention(query, key, value, dropout=dropout)
+        return torch.autograd.grad(seen, (query, key, value), towards)
+
+    def reference(dropout: float = DROPOUT) -> Tuple[Tensor, ...]:
+        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return torch.autograd.grad(seen, (query, key, value), towards)
+
+    for mine, theirs in zip(ours(1e-9), reference(0.0)):  # with dropout the draws differ
+        check_equal(mine, theirs, atol=1e-5)
+    ours_ms, reference_ms = side_by_side(ours, reference, repeats=5)
+    return Measurement(
+        ours_ms=ours_ms, reference_ms=reference_ms, peak_mb=peak_growth_mb(ours),
+        operations=14.0 * HEADS * PROPOSALS * KEYS * WIDTH,
+        traffic=4.0 * 4 * HEADS * KEYS * WIDTH,
+        conditions=f'{PROPOSALS} proposals, {KEYS:,} cells, {HEADS} heads of {WIDTH} channels, '
+                   f'dropout {DROPOUT}, forward and backward; equal without dropout',
+        details={'reference_peak_mb': round(peak_growth_mb(reference), 1)})
