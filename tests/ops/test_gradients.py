@@ -29,6 +29,7 @@ from bevfusion_enhanced.models.lidar.sparse_encoder import StridedConv, Submanif
 from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, sigmoid_focal_loss
 from bevfusion_enhanced.ops import rotated_boxes
 from bevfusion_enhanced.ops.bev_pool import bev_pool, plan_pooling
+from bevfusion_enhanced.ops.dropped_attention import _MaskedAttention
 from bevfusion_enhanced.ops.winograd import winograd_conv2d
 
 Case = Tuple[Callable[..., Tensor], Tuple[Tensor, ...]]
@@ -36,6 +37,7 @@ CASES: Dict[str, Callable[[], Case]] = {}
 # What has a backward of its own, by where it is defined, and the case that checks it.
 OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
+    'ops/dropped_attention.py:_MaskedAttention': 'attention_with_a_mask',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
     'ops/winograd.py:_Winograd': 'winograd',
 }
@@ -72,6 +74,13 @@ def bev_pool_of_scattered_pixels() -> Case:
 def bev_pool_of_pixels_that_meet_a_cell_in_every_bin() -> Case:
     plan = plan_pooling(torch.zeros(5, 4, dtype=torch.int32), num_cells=2)
     return lambda d, c: bev_pool(d, c, plan), (normal(5, 4), normal(5, 3))
+
+
+@case
+def attention_with_a_mask() -> Case:
+    kept = torch.rand(3, 2, 4, 6) < 0.6
+    return (lambda q, k, v: _MaskedAttention.apply(q, k, v, kept),
+            (normal(2, 3, 4, 5), normal(2, 3, 6, 5), normal(2, 3, 6, 5)))
 
 
 @case

@@ -9,7 +9,7 @@ from bevfusion_enhanced.benchmarks import scene
 from bevfusion_enhanced.benchmarks.measure import Measurement
 from bevfusion_enhanced.benchmarks.whole_model import CONFIG, batch
 
-ITERATIONS = 13
+ITERATIONS = 11
 SAMPLES_OF_AN_EPOCH = 28_130  # of nuScenes' training split
 
 
