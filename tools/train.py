@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--deterministic', action='store_true',
                         help='two runs on one machine give the same weights, bit for bit')
     parser.add_argument('--amp', '--fp16', action='store_true',
-                        help='mixed precision (needs a GPU)')
+                        help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
     settings = parser.add_argument_group('settings of the config')
     settings.add_argument('--batch-size', type=int, metavar='N',
                           help='samples of one forward pass in each process')

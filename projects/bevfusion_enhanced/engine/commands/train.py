@@ -231,19 +231,28 @@ def scale_lr(config: Config) -> None:
 
 
 def enable_amp(config: Config) -> None:
-    """Switch the optimizer wrapper to mixed precision.
+    """Switch the optimizer wrapper to mixed precision: float16 on a GPU, bfloat16 on a CPU.
 
     Raises:
-        ConfigError: There is no GPU to do it on, or the wrapper is of another kind.
+        ConfigError: The CPU is slower in bfloat16, or the wrapper is of another kind.
     """
     import torch
+
+    from ..loop.bfloat16 import BFloat16OptimWrapper, is_fast_here
+    without_gpu = BFloat16OptimWrapper.__name__
     wrapper = config.get('optim_wrapper') or {}
     kind = wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', without_gpu):
         raise ConfigError(f'--amp cannot be combined with optim_wrapper.type={kind!r}; use '
                           'OptimWrapper')
+    if kind == without_gpu:
+        return
     if not torch.cuda.is_available():
-        raise ConfigError('--amp needs a GPU, and none was found; leave it out')
+        if not is_fast_here():
+            raise ConfigError('--amp needs a GPU or a CPU that computes in bfloat16, and there is '
+                              'neither; leave it out')
+        config.merge_from_dict({'optim_wrapper.type': without_gpu})
+        return
     config.merge_from_dict({'optim_wrapper.type': 'AmpOptimWrapper'})
     config.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
