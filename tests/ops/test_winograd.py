@@ -84,7 +84,7 @@ class TestChoice:
 
     def test_few_channels(self, large, monkeypatch):
         x, weight, _ = large
-        assert not self.taken(monkeypatch, x[:, :64], weight[:, :64], padding=1)
+        assert not self.taken(monkeypatch, x[:, :48], weight[:, :48], padding=1)
 
     def test_few_tiles(self, large, monkeypatch):
         x, weight, _ = large
@@ -112,7 +112,7 @@ class TestModules:
     def test_only_layers_that_gain_change(self):
         model = nn.Sequential(
             nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1, stride=2),
-            nn.Conv2d(64, 128, 3), nn.Conv2d(128, 128, 3, groups=2), nn.Conv2d(128, 128, 1),
+            nn.Conv2d(48, 128, 3), nn.Conv2d(128, 128, 3, groups=2), nn.Conv2d(128, 128, 1),
             nn.Conv2d(128, 128, 3, padding='same'), nn.Conv2d(128, 128, 3, padding=(1, 0)),
             nn.Conv2d(128, 128, 3, padding=1, padding_mode='reflect'))
         names = list(model.state_dict())

@@ -6,13 +6,18 @@ Algorithms for Convolutional Neural Networks', CVPR 2016, after Winograd. Librar
 unasked; oneDNN, which convolves for PyTorch on CPUs, does not. A dilated convolution is as many
 plain ones as there are residues of row and column, which stand side by side here.
 
+A value at a point is the sum of a few cells, each times a constant, and an output the sum of a few
+values: bags of rows, for which PyTorch has a kernel that passes over memory once, reads the cells
+from the image where they are, and writes the outputs where they belong.
+
 The sums are rounded differently: against float64 the largest error of 512 channels is 1e-5 of the
 largest output in place of 3e-6.
 
-Shapes: B samples, C input channels, O output channels, X x Y outputs, T tiles, d the dilation.
-Tiles of the input overlap by two, tiles of the output do not.
+Shapes: B samples, C input channels, O output channels, H x W inputs, X x Y outputs, T tiles, d the
+dilation. Tiles of the input overlap by two, tiles of the output do not.
 """
-from typing import Iterator, Optional, Tuple
+from functools import lru_cache
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -22,71 +27,169 @@ from torch.nn import functional as F
 TILE = 4           # outputs along an axis
 PATCH = TILE + 2   # inputs that they need
 # Below these the transforms cost more than the products that they save (measured).
-FEWEST_CHANNELS = 128
+FEWEST_CHANNELS = 64
 FEWEST_TILES = 256
 SMALLEST_SAVING = 2.5
-TILES_AT_ONCE = 500  # 37 MB for 512 channels
+TILES_AT_ONCE = 600  # about; 44 MB for 512 channels
 
+Rows = Tuple[Tuple[float, ...], ...]
 # Evaluation at 0, 1, -1, 2, -2 and infinity: of the inputs, of the weights, and back.
-_INPUTS = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
-           (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
-_WEIGHTS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
-            (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
-_OUTPUTS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+_INPUTS: Rows = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+                 (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
+_WEIGHTS: Rows = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
+                  (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
+_OUTPUTS: Rows = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0),
+                  (0, 1, -1, 8, -8, 1))
+_GRADIENTS: Rows = tuple(zip(*_OUTPUTS))  # the way back through the last
 _ONE = PATCH + 1  # the point (1, 1) of the plane, which reaches all outputs of a tile alike
 
 
-def _on_planes(rows: Tuple[Tuple[float, ...], ...], like: Tensor) -> Tensor:
-    """The transform of a tile in a row, from that of an axis."""
+def _on_planes(rows: Rows) -> Tensor:
+    """The transform of a tile in a row, from that of an axis; float64."""
     axis = torch.tensor(rows, dtype=torch.float64)
-    return torch.kron(axis, axis).to(like)
+    return torch.kron(axis, axis)
+
+
+class _Bags(NamedTuple):
+    """Which rows are summed, times which factors.
+
+    Attributes:
+        rows: (S,) int32, those of the first sum, of the second, ...
+        factors: (S,) float64.
+        starts: (R + 1,) int32, where each sum begins.
+    """
+
+    rows: Tensor
+    factors: Tensor
+    starts: Tensor
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums (R, C) of rows of `values` (N, C)."""
+        return F.embedding_bag(self.rows, values.detach(), self.starts, mode='sum',
+                               per_sample_weights=self.factors.to(values.dtype),
+                               include_last_offset=True)
+
+
+class _Band(NamedTuple):
+    """Rows of tiles that are worked on together: their values stay in the cache."""
+
+    first: int
+    last: int
 
 
 class _Tiling:
-    """Where the tiles of a convolution lie in its input and output.
-
-    They are worked on in bands, some rows of tiles at a time: a band's values stay in the cache,
-    and neither the padded input nor all tiles exist at once.
-    """
+    """Where the tiles of a convolution lie in its input and output."""
 
     def __init__(self, *, batch: int, size: Tuple[int, int], dilation: int) -> None:
+        self.batch = batch
+        self.size = size
         self.dilation = dilation
         self.stride = TILE * dilation
         self.down, self.across = (-(-cells // self.stride) for cells in size)
-        in_a_row = batch * self.across * dilation ** 2
-        self.count = self.down * in_a_row
-        self._rows = max(1, TILES_AT_ONCE // max(1, in_a_row))
+        self.count = batch * self.down * self.across * dilation ** 2
 
-    def bands(self) -> Iterator[Tuple[int, int]]:
-        """First row of tiles of every band, and the one after its last."""
-        return ((first, min(first + self._rows, self.down))
-                for first in range(0, self.down, self._rows))
+    def bands(self) -> Iterator[_Band]:
+        """All rows of tiles, some at a time."""
+        rows = -(-self.down // max(1, round(self.count / TILES_AT_ONCE)))
+        return (_Band(first, min(first + rows, self.down))
+                for first in range(0, self.down, rows))
 
-    def read(self, x: Tensor, band: Tuple[int, int], *, side: int, padding: int) -> Tensor:
-        """Tiles of `side` cells of `x` (B, C, H, W), which zeros go on: (side * side, T * C)."""
-        H, W = x.shape[2:]
-        margin = self.dilation * (side - TILE)
-        first, last = self.stride * band[0] - padding, self.stride * band[1] + margin - padding
-        low, high = max(first, 0), min(last, H)
-        right = self.stride * self.across + margin - W - padding
-        slab = F.pad(x[:, :, low:high].permute(0, 2, 3, 1),
-                     (0, 0, padding, right, low - first, last - high))        # (B, H', W', C)
-        return self._split(slab, rows=band[1] - band[0], side=side).reshape(side ** 2, -1)
+    def evaluate(self, x: Tensor, band: _Band, transform: Rows, *, padding: int) -> Tensor:
+        """The tiles of a band at all points.
 
-    def write(self, values: Tensor, y: Tensor, band: Tuple[int, int]) -> None:
-        """Put the tiles (16, T * O) into `y` (B, X', Y', O)."""
-        rows = slice(self.stride * band[0], self.stride * band[1])
-        tiles = self._split(y[:, rows], rows=band[1] - band[0], side=TILE)
-        tiles.copy_(values.view(tiles.shape))
+        Args:
+            x: (B, H, W, C), which zeros go on around.
+            band: rows of tiles.
+            transform: (points, cells) of a tile along an axis.
+            padding: rows of zeros before the first tile.
 
-    def _split(self, x: Tensor, *, rows: int, side: int) -> Tensor:
-        """`x` (B, H', W', C) as (side, side, rows, B, d, across, d, C), a view."""
-        sample, row, column, channel = x.stride()
-        d = self.dilation
-        return x.as_strided(
-            (side, side, rows, len(x), d, self.across, d, x.shape[3]),
-            (d * row, d * column, self.stride * row, sample, row, self.stride * column, column,
-             channel))
+        Returns:
+            (points ** 2, T, C), a view.
+        """
+        B, H, W, C = x.shape
+        first = self.stride * band.first - padding
+        last = self.stride * band.last - padding + self.dilation * (len(transform[0]) - TILE)
+        low = max(first, 0)
+        bags = _cells_of_points(
+            transform, rows=band.last - band.first, across=self.across, dilation=self.dilation,
+            batch=B, width=W, height=H, above=low - first, left=padding,
+            below=min(H, last) - low)
+        sums = bags.sums(x.reshape(-1, C)[low * W:])
+        return sums.view(-1, len(transform) ** 2, C).transpose(0, 1)
+
+    def restore(self, values: Tensor, band: _Band) -> Tensor:
+        """The outputs (B, X', Y, O) of a band from its values (points, T, O)."""
+        X, Y = self.size
+        rows = min(X, self.stride * band.last) - self.stride * band.first
+        bags = _points_of_outputs(rows=rows, width=Y, batch=self.batch, across=self.across,
+                                  dilation=self.dilation, tiles=values.shape[1])
+        return bags.sums(values.flatten(0, 1)).view(self.batch, rows, Y, -1)
+
+    def rows(self, band: _Band) -> slice:
+        """The rows of the output that a band covers."""
+        return slice(self.stride * band.first, self.stride * band.last)
+
+
+@lru_cache(maxsize=64)
+def _cells_of_points(transform: Rows, *, rows: int, across: int, dilation: int, batch: int,
+                     width: int, height: int, above: int, below: int, left: int) -> _Bags:
+    """For every tile and point, the cells of the image that it is summed from.
+
+    Args:
+        transform: (points, cells) of a tile along an axis.
+        rows: of tiles, in order of row, sample, residue of row, column, residue of column.
+        across: tiles in a row.
+        dilation: d.
+        batch: B.
+        width: W.
+        height: H, rows of cells from one sample to the next.
+        above: rows of zeros before the first row of cells.
+        below: rows of cells there are.
+        left: columns of zeros before the first column of cells.
+    """
+    planes = _on_planes(transform)
+    side = len(transform[0])
+    point, cell = planes.nonzero(as_tuple=True)
+    i, b, ry, j, rx = torch.meshgrid(*(torch.arange(n) for n in (
+        rows, batch, dilation, across, dilation)), indexing='ij')
+    stride = TILE * dilation
+    y = (stride * i + ry - above).reshape(-1, 1) + dilation * (cell // side)   # (T, nonzero)
+    x = (stride * j + rx - left).reshape(-1, 1) + dilation * (cell % side)
+    inside = (0 <= y) & (y < below) & (0 <= x) & (x < width)
+    place = (b.reshape(-1, 1) * height + y) * width + x
+    bag = torch.arange(len(place)).unsqueeze(1) * len(planes) + point
+    counts = torch.bincount(bag[inside], minlength=len(place) * len(planes))
+    return _Bags(rows=place[inside].int(), starts=_starts(counts),
+                 factors=planes[point, cell].expand(len(place), -1)[inside])
+
+
+@lru_cache(maxsize=64)
+def _points_of_outputs(*, rows: int, width: int, batch: int, across: int, dilation: int,
+                       tiles: int) -> _Bags:
+    """For every output of some rows, the values (point, tile) that it is summed from."""
+    planes = _on_planes(_OUTPUTS)
+    counts = (planes != 0).sum(1)
+    output, point = planes.nonzero(as_tuple=True)
+    factor = planes[output, point]
+    b, y, x = torch.meshgrid(*(torch.arange(n) for n in (batch, rows, width)), indexing='ij')
+    stride = TILE * dilation
+    row, column = y // stride * batch + b, x // stride
+    tile = ((row * dilation + y % dilation) * across + column) * dilation + x % dilation
+    kind = (y % stride // dilation * TILE + x % stride // dilation).flatten()
+    starts = _starts(counts[kind])
+    terms = torch.arange(int(starts[-1])) + torch.repeat_interleave(
+        (counts.cumsum(0) - counts)[kind] - starts[:-1], counts[kind])
+    return _Bags(rows=(point[terms] * tiles + torch.repeat_interleave(
+        tile.flatten(), counts[kind])).int(), factors=factor[terms], starts=starts)
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return F.pad(counts.cumsum(0), (1, 0)).int()
+
+
+def _channels_innermost(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C), contiguous."""
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], *, padding: int,
@@ -94,31 +197,29 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], *, padding: int,
     X, Y = (cells + 2 * (padding - dilation) for cells in x.shape[2:])
     tiling = _Tiling(batch=len(x), size=(X, Y), dilation=dilation)
     outputs, inputs = weight.shape[:2]
-    taps = _on_planes(_WEIGHTS, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
+    taps = _on_planes(_WEIGHTS).to(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
     taps = taps.view(-1, inputs, outputs)                                     # (36, C, O)
-    analyse, restore = _on_planes(_INPUTS, x), _on_planes(_OUTPUTS, x)
-    y = x.new_empty(len(x), tiling.stride * tiling.down, tiling.stride * tiling.across,
-                    outputs)
+    cells = _channels_innermost(x)
+    y = torch.empty((len(x), outputs, X, Y), dtype=x.dtype, memory_format=torch.channels_last)
     for band in tiling.bands():
-        values = analyse @ tiling.read(x, band, side=PATCH, padding=padding)
-        products = torch.bmm(values.view(PATCH ** 2, -1, inputs), taps)       # (36, T, O)
+        values = tiling.evaluate(cells, band, _INPUTS, padding=padding)
+        products = torch.bmm(values, taps)                                    # (36, T, O)
         if bias is not None:
             products[_ONE] += bias
-        tiling.write(restore @ products.flatten(1), y, band)
-    return y[:, :X, :Y].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        y.permute(0, 2, 3, 1)[:, tiling.rows(band)] = tiling.restore(products, band)
+    return y
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, *, padding: int, dilation: int) -> Tensor:
     tiling = _Tiling(batch=len(x), size=gradient.shape[2:], dilation=dilation)
-    analyse, restore = _on_planes(_INPUTS, x), _on_planes(_OUTPUTS, x).t()
     inputs, outputs = x.shape[1], gradient.shape[1]
     taps = x.new_zeros(PATCH ** 2, inputs, outputs)
+    cells, gradient = _channels_innermost(x), _channels_innermost(gradient)
     for band in tiling.bands():
-        values = analyse @ tiling.read(x, band, side=PATCH, padding=padding)
-        products = restore @ tiling.read(gradient, band, side=TILE, padding=0)
-        taps.baddbmm_(values.view(PATCH ** 2, -1, inputs).transpose(1, 2),
-                      products.view(PATCH ** 2, -1, outputs))
-    weight = _on_planes(_WEIGHTS, x).t() @ taps.flatten(1)                    # (9, C * O)
+        values = tiling.evaluate(cells, band, _INPUTS, padding=padding)
+        products = tiling.evaluate(gradient, band, _GRADIENTS, padding=0)
+        taps.baddbmm_(values.transpose(1, 2), products)
+    weight = _on_planes(_WEIGHTS).to(taps).t() @ taps.flatten(1)              # (9, C * O)
     return weight.view(3, 3, inputs, outputs).permute(3, 2, 0, 1).contiguous()
 
 
