@@ -136,10 +136,10 @@ def test_converted_for_mmdetection3d_it_gives_the_same_outputs_there(trained, ex
     there = as_stock(Model(seed=1))
     loaded = torch.load(tmp_path / 'a.pth', weights_only=True)['state_dict']
     load_state_dict(there, loaded)
-    assert torch.equal(there(), expected)
+    torch.testing.assert_close(there(), expected)  # spconv adds in another order
     lost = as_stock(Model(seed=1))  # the trap: without metadata its loading permutes
     load_state_dict(lost, OrderedDict(loaded))
-    assert not torch.equal(lost(), expected)
+    assert (lost() - expected).abs().max() > 0.01
 
 
 def layers(**shapes):

@@ -39,6 +39,7 @@ OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
     'ops/dropped_attention.py:_MaskedAttention': 'attention_with_a_mask',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
+    'ops/sparse_conv.py:_SparseConv': 'submanifold_convolution',
     'ops/winograd.py:_Winograd': 'winograd',
 }
 # Those whose gradient is not the derivative of what they return, on purpose.

@@ -125,6 +125,14 @@ def test_coordinates_of_any_layout_in_memory():
     assert torch.equal(encoder(features, transposed, 2), encoder(features, coords.long(), 2))
 
 
+@torch.no_grad()
+def test_the_order_of_the_voxels_does_not_matter():
+    encoder = build()
+    features, coords = voxels()
+    order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(0))
+    assert_close(encoder(features[order], coords[order], 2), encoder(features, coords, 2))
+
+
 @pytest.mark.parametrize('training', [False, True])
 def test_a_sample_without_points_is_zero(training):
     encoder = build().train(training)

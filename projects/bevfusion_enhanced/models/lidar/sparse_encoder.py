@@ -5,6 +5,7 @@ Weights are kept in the layout of spconv 2: (out, kx, ky, kz, in).
 
 Shapes: V voxels, B samples, C channels, X, Y, Z cells of the last grid.
 """
+from functools import cached_property
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -19,28 +20,69 @@ from spconv.pytorch import (
     SparseSequential,
     SubMConv3d,
 )
+from spconv.pytorch import ops as spconv_ops
+from spconv.pytorch.core import IndiceData
 from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
+from bevfusion_enhanced.ops.sparse_conv import ConvPlan, plan_convolution, sparse_conv
 
 Padding = Union[int, Sequence[int]]
+
+
+class _Pairs(IndiceData):
+    """spconv's pairs of voxels; the convolutions that share them share the plan."""
+
+    @cached_property
+    def plan(self) -> ConvPlan:
+        """The pairs as `sparse_conv` takes them."""
+        return plan_convolution(self.indice_pairs, self.indice_pair_num,
+                                num_inputs=len(self.indices), num_outputs=len(self.out_indices),
+                                submanifold=self.is_subm)
 
 
 class _PortableConv:
     """What our sparse convolutions add to spconv's.
 
-    On a CPU they run the only algorithm that spconv has there. And they load a state dict as it
-    is: MMDetection3D replaces spconv's loading by one that permutes the weights unless the state
-    dict's metadata says version 2, which a state dict rebuilt from plain tensors never does.
+    On a CPU they take spconv's pairs of voxels, but convolve by `sparse_conv`, which is faster
+    there. And they load a state dict as it is: MMDetection3D replaces spconv's loading by one that
+    permutes the weights unless the state dict's metadata says version 2, which a state dict rebuilt
+    from plain tensors never does.
     """
 
     _load_from_state_dict = nn.Module._load_from_state_dict
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         """Convolve, by an algorithm that the tensor's device has."""
-        on_cpu = x.features.device.type == 'cpu'
-        self.algo = ConvAlgo.Native if on_cpu else ConvAlgo.MaskImplicitGemm
+        if x.features.device.type == 'cpu':
+            return self._forward_on_cpu(x)
+        self.algo = ConvAlgo.MaskImplicitGemm
         return super().forward(x)
+
+    def _forward_on_cpu(self, x: SparseConvTensor) -> SparseConvTensor:
+        pairs = self._pairs(x)
+        weight = self.weight.flatten(1, 3)                                     # (O, K, C)
+        out = x.replace_feature(sparse_conv(x.features, weight, pairs.plan))
+        out.indices = pairs.out_indices
+        out.spatial_shape = pairs.out_spatial_shape
+        if self.indice_key is not None:
+            out.indice_dict = {**x.indice_dict, self.indice_key: pairs}
+        return out
+
+    def _pairs(self, x: SparseConvTensor) -> _Pairs:
+        """Those of an earlier layer with the same key, or new ones."""
+        known = x.find_indice_pair(self.indice_key)
+        if known is not None:
+            self._check_subm_reuse_valid(x, x.spatial_shape, known)
+            return known
+        steps = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        shape = x.spatial_shape if self.subm else spconv_ops.get_conv_output_size(
+            x.spatial_shape, self.kernel_size, **steps)
+        voxels, table, counts = spconv_ops.get_indice_pairs(
+            x.indices, x.batch_size, x.spatial_shape, ConvAlgo.Native, self.kernel_size, **steps,
+            out_padding=self.output_padding, subm=self.subm)
+        return _Pairs(voxels, x.indices, table, counts, x.spatial_shape, shape,
+                      is_subm=self.subm, algo=ConvAlgo.Native, ksize=self.kernel_size, **steps)
 
 
 class SubmanifoldConv(_PortableConv, SubMConv3d):
@@ -180,6 +222,8 @@ class BEVFusionSparseEncoder(BaseModule):
         """
         if len(features) == 0:
             return self._empty(features, batch_size)
+        if features.device.type == 'cpu':
+            features, coords = _sorted_by_place(features, coords, self.sparse_shape)
         with torch.autocast(device_type=features.device.type, enabled=False):
             x = SparseConvTensor(features.float(), coords.int().contiguous(), self.sparse_shape,
                                  batch_size)
@@ -202,6 +246,16 @@ class BEVFusionSparseEncoder(BaseModule):
         if self.training:
             bev = bev + 0 * sum(p.sum() for p in self.parameters())
         return bev
+
+
+def _sorted_by_place(features: Tensor, coords: Tensor,
+                     sparse_shape: Sequence[int]) -> Tuple[Tensor, Tensor]:
+    """The same voxels, neighbours close together in memory, where a CPU's cache holds them."""
+    place = coords[:, 0].long()
+    for axis, size in enumerate(sparse_shape, start=1):
+        place = place * size + coords[:, axis]
+    order = torch.argsort(place)
+    return features.index_select(0, order), coords.index_select(0, order)
 
 
 def _stage(in_channels: int, channels: Sequence[int], *, paddings: Sequence[Padding],

@@ -1,0 +1,160 @@
+"""Our sparse convolution on a CPU, against spconv's native algorithm."""
+from typing import Sequence, Tuple
+
+import pytest
+import torch
+from spconv.pytorch import ConvAlgo, SparseConvTensor
+from spconv.pytorch import functional as spconv_functional
+from spconv.pytorch import ops as spconv_ops
+from torch import Tensor
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from bevfusion_enhanced.models.lidar.sparse_encoder import StridedConv, SubmanifoldConv
+from bevfusion_enhanced.ops import sparse_conv as module
+from bevfusion_enhanced.ops.sparse_conv import ConvPlan, plan_convolution, sparse_conv
+
+SHAPE = (9, 7, 6)
+SUBMANIFOLD = dict(ksize=[3, 3, 3], stride=[1] * 3, padding=[1] * 3, subm=True)
+HALVING = dict(ksize=[3, 3, 3], stride=[2, 2, 2], padding=[1, 1, 0], subm=False)
+FOLDING = dict(ksize=[1, 1, 3], stride=[1, 1, 2], padding=[0, 0, 0], subm=False)
+KINDS = dict(submanifold=SUBMANIFOLD, halving=HALVING, folding=FOLDING)
+# all cells of two samples; scattered, in no order; a line along z, which most taps miss; one voxel
+VOXELS = dict(
+    all=torch.ones(2, *SHAPE).nonzero(),
+    scattered=torch.ones(2, *SHAPE).nonzero()[
+        torch.randperm(756, generator=torch.Generator().manual_seed(0))[:150]],
+    line=torch.tensor([[0, 4, 3, z] for z in (5, 0, 2, 1)]),
+    one=torch.tensor([[0, 2, 3, 1]]))
+
+
+def pairs_of(coords: Tensor, kind: dict) -> Tuple[Tensor, Tensor, int]:
+    """spconv's table of pairs, its counts, and the outputs."""
+    voxels, table, counts = spconv_ops.get_indice_pairs(
+        coords.int().contiguous(), 2, list(SHAPE), ConvAlgo.Native, dilation=[1] * 3,
+        out_padding=[0] * 3, **kind)
+    return table, counts, len(voxels)
+
+
+def random_inputs(count: int, kernel: Sequence[int], dtype=torch.float32) -> Tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 5, generator=generator, dtype=dtype)
+    weight = torch.randn(8, *kernel, 5, generator=generator, dtype=dtype)
+    return x.requires_grad_(), weight.requires_grad_()
+
+
+@pytest.mark.parametrize('at_once', [1, 100, 2 ** 18])
+@pytest.mark.parametrize('voxels', VOXELS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_it_is_what_spconv_computes_with_both_gradients(kind, voxels, at_once, monkeypatch):
+    monkeypatch.setattr(module, 'PAIRS_AT_ONCE', at_once)
+    coords, kind = VOXELS[voxels], KINDS[kind]
+    table, counts, outputs = pairs_of(coords, kind)
+    x, weight = random_inputs(len(coords), kind['ksize'])
+    native = (spconv_functional.indice_subm_conv if kind['subm']
+              else spconv_functional.indice_conv)
+    theirs = native(x, weight, table, counts, outputs, ConvAlgo.Native)
+    plan = plan_convolution(table, counts, num_inputs=len(coords), num_outputs=outputs,
+                            submanifold=kind['subm'])
+    ours = sparse_conv(x, weight.flatten(1, 3), plan)
+    assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    towards = torch.randn_like(theirs)
+    for mine, expected in zip(torch.autograd.grad(ours, (x, weight), towards),
+                              torch.autograd.grad(theirs, (x, weight), towards)):
+        assert_close(mine, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_gradients_of_all_kinds_are_those_of_finite_differences(kind):
+    coords, kind = VOXELS['line'], KINDS[kind]
+    table, counts, outputs = pairs_of(coords, kind)
+    plan = plan_convolution(table, counts, num_inputs=len(coords), num_outputs=outputs,
+                            submanifold=kind['subm'])
+    x, weight = random_inputs(len(coords), kind['ksize'], torch.float64)
+    assert gradcheck(lambda x, w: sparse_conv(x, w.flatten(1, 3), plan), (x, weight))
+
+
+def rows(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+def test_rows_and_taps_without_pairs():
+    plan = ConvPlan(pairs=[(rows(2, 0), rows(3, 1)), (rows(), rows()), (rows(2), rows(1))],
+                    num_inputs=4, num_outputs=5)
+    x, weight = torch.randn(4, 3).requires_grad_(), torch.randn(2, 3, 3).requires_grad_()
+    out = sparse_conv(x, weight, plan)
+    expected = torch.zeros(5, 2)
+    expected[3] = weight[:, 0] @ x[2]
+    expected[1] = weight[:, 0] @ x[0] + weight[:, 2] @ x[2]
+    assert_close(out, expected)
+    out.sum().backward()
+    assert not x.grad[[1, 3]].any() and x.grad[[0, 2]].any()
+    assert not weight.grad[:, 1].any() and weight.grad[:, [0, 2]].any()
+
+
+def test_no_pairs_at_all():
+    plan = ConvPlan(pairs=[(rows(), rows())] * 3, num_inputs=2, num_outputs=0)
+    x, weight = torch.randn(2, 3).requires_grad_(), torch.randn(4, 3, 3).requires_grad_()
+    out = sparse_conv(x, weight, plan)
+    assert out.shape == (0, 4)
+    out.sum().backward()
+    assert x.grad.shape == x.shape and not x.grad.any() and not weight.grad.any()
+
+
+def test_only_the_gradients_that_are_asked_for():
+    table, counts, outputs = pairs_of(VOXELS['scattered'], SUBMANIFOLD)
+    plan = plan_convolution(table, counts, num_inputs=outputs, num_outputs=outputs,
+                            submanifold=True)
+    x, weight = random_inputs(outputs, [27])
+    both = torch.autograd.grad(sparse_conv(x, weight, plan).sum(), (x, weight))
+    for_x, = torch.autograd.grad(sparse_conv(x, weight.detach(), plan).sum(), x)
+    for_weight, = torch.autograd.grad(sparse_conv(x.detach(), weight, plan).sum(), weight)
+    assert torch.equal(for_x, both[0]) and torch.equal(for_weight, both[1])
+
+
+def grid(channels: int) -> SparseConvTensor:
+    coords = VOXELS['scattered'].int().contiguous()
+    return SparseConvTensor(torch.randn(len(coords), channels), coords, list(SHAPE), 2)
+
+
+def test_it_is_the_same_bit_for_bit_in_every_run():
+    x, conv = grid(5), SubmanifoldConv(in_channels=5, out_channels=8, indice_key='a')
+    assert torch.equal(conv(x).features, conv(x).features)
+
+
+def test_layers_with_one_key_share_a_plan(monkeypatch):
+    """The pairs are found once, and sorted once for each direction."""
+    found, sorted_ = [], []
+    find, sort = spconv_ops.get_indice_pairs, module._bands
+    monkeypatch.setattr(spconv_ops, 'get_indice_pairs', lambda *a, **k: (found.append(1),
+                                                                         find(*a, **k))[1])
+    monkeypatch.setattr(module, '_bands', lambda *a, **k: (sorted_.append(1),
+                                                             sort(*a, **k))[1])
+    first = SubmanifoldConv(in_channels=5, out_channels=4, indice_key='a')
+    second = SubmanifoldConv(in_channels=4, out_channels=3, indice_key='a')
+    out = second(first(grid(5)))
+    assert len(found) == len(sorted_) == 1
+    out.features.sum().backward()
+    assert len(found) == 1 and len(sorted_) == 2
+    alone = SubmanifoldConv(in_channels=4, out_channels=3, indice_key='b')
+    assert set(alone(first(grid(5))).indice_dict) == {'a', 'b'}
+    assert len(found) == 3
+
+
+def test_a_key_of_another_grid_is_refused():
+    first = SubmanifoldConv(in_channels=5, out_channels=4, indice_key='a')
+    halving = StridedConv(in_channels=4, out_channels=4, kernel_size=3, stride=2, padding=1)
+    with pytest.raises(ValueError, match='same spatial structure'):
+        SubmanifoldConv(in_channels=4, out_channels=4, indice_key='a')(halving(first(grid(5))))
+
+
+@pytest.mark.parametrize('mode', [torch.inference_mode, torch.no_grad])
+def test_layers_run_without_gradients(mode):
+    x = grid(5)
+    conv = StridedConv(in_channels=5, out_channels=4, kernel_size=(1, 1, 3), stride=(1, 1, 2),
+                       padding=0)
+    with mode():
+        out = conv(x)
+    assert not out.features.requires_grad
+    assert out.spatial_shape == [9, 7, 2]
+    assert torch.equal(out.features, conv(x).features)
