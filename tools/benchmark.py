@@ -21,6 +21,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='where the picture goes (default: %(default)s)')
     parser.add_argument('--write-docs', action='store_true',
                         help='write docs/benchmarks.md and docs/benchmarks.png')
+    parser.add_argument('--mmdetection3d', metavar='DIR', type=Path,
+                        help='a checkout of MMDetection3D v1.4.0, to measure its BEVFusion beside '
+                        'ours')
     parser.add_argument('--threads', type=int, default=os.cpu_count() or 1,
                         help='of torch (default: all cores, %(default)s)')
     return parser.parse_args(argv)
@@ -36,7 +39,11 @@ def run(args: argparse.Namespace) -> None:
         for name in names:
             print(f'{name:20s} {NAMES[name]}')
         return
-    report = runner.measure(names, threads=args.threads)
+    if args.mmdetection3d:
+        runner.check_checkout(args.mmdetection3d)
+    else:
+        names = runner.without_checkout(names, chosen=args.only)
+    report = runner.measure(names, threads=args.threads, checkout=args.mmdetection3d)
     runner.show(report)
     if args.json:
         runner.write_json(report, args.json)

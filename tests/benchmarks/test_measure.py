@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevfusion_enhanced.benchmarks import runner
+from bevfusion_enhanced.benchmarks import mmdetection3d, runner
 from bevfusion_enhanced.benchmarks.catalogue import BENCHMARKS, find
 from bevfusion_enhanced.benchmarks.measure import (
     Machine,
@@ -63,6 +63,40 @@ def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match='nothing_such'):
         runner.check_names(['bev_pool', 'nothing_such'], list(NAMES))
     assert runner.check_names(['voxelize', 'bev_pool'], list(NAMES)) == ['bev_pool', 'voxelize']
+
+
+def test_what_needs_a_checkout_is_left_out_or_refused(tmp_path):
+    names = ['bev_pool', 'mmdetection3d_step']
+    assert runner.without_checkout(names, chosen=[]) == ['bev_pool']
+    with pytest.raises(ConfigError, match='mmdetection3d_step: needs --mmdetection3d DIR'):
+        runner.without_checkout(names, chosen=names)
+    with pytest.raises(ConfigError, match='has no projects/BEVFusion'):
+        runner.check_checkout(tmp_path)
+    (tmp_path / 'projects/BEVFusion/bevfusion').mkdir(parents=True)
+    runner.check_checkout(tmp_path)
+
+
+def test_pooling_by_segments_stands_in_for_the_compiled_one():
+    x = torch.randn(5, 3)
+    cells = torch.tensor([[0, 1, 0, 0]] * 2 + [[1, 0, 0, 0]] * 3)                 # x, y, z, sample
+    pooled = mmdetection3d._pool(x, cells, torch.tensor([2, 3]), torch.tensor([0, 2]), 1, 1, 2, 2)
+    assert pooled.shape == (1, 1, 2, 2, 3)
+    torch.testing.assert_close(pooled[0, 0, 0, 1], x[:2].sum(0))
+    torch.testing.assert_close(pooled[0, 0, 1, 0], x[2:].sum(0))
+    back = mmdetection3d._spread_gradient(pooled, cells, torch.tensor([2, 3]),
+                                          torch.tensor([0, 2]), 1, 1, 2, 2)
+    torch.testing.assert_close(back[1], pooled[0, 0, 0, 1])
+
+
+def test_hard_voxelization_keeps_the_first_points_of_each_voxel():
+    points = torch.tensor([[0.5, 0.5, 0.5, 7], [9, 0, 0, 1], [0.6, 0.1, 0, 8], [1.5, 0, 0, 2],
+                           [0.7, 0.2, 0, 9]])
+    voxels, coords, counts = torch.zeros(4, 2, 4), torch.zeros(4, 3).int(), torch.zeros(4).int()
+    count = mmdetection3d._hard_voxelize(points, voxels, coords, counts, [1, 1, 1],
+                                         [0, 0, 0, 2, 2, 2], 2, 4, 3, True)
+    assert count == 2
+    assert coords[:2].tolist() == [[0, 0, 0], [1, 0, 0]] and counts[:2].tolist() == [2, 1]
+    assert voxels[0, :, 3].tolist() == [7, 8] and voxels[1, 0, 3] == 2
 
 
 def test_the_command_measures_and_writes(tmp_path):

@@ -18,6 +18,8 @@ BENCHMARKS: Dict[str, str] = {
     'map_masks_small': 'map_drawing:map_masks_small',
     'data_sample': 'data:data_sample',
     'model_forward': 'whole_model:model_forward',
+    'mmdetection3d_forward': 'mmdetection3d:forward',
+    'mmdetection3d_step': 'mmdetection3d:training_step',
     'training_step': 'whole_model:training_step',
     'training_step_bf16': 'whole_model:training_step_bf16',
     'bf16_forward': 'whole_model:bf16_forward',

@@ -15,6 +15,8 @@ NAMES: Dict[str, str] = {
     'map_masks_small': 'the same on a small map',
     'data_sample': 'one training sample by one worker, and its memory over 1,000',
     'model_forward': 'the whole model, prediction',
+    'mmdetection3d_forward': 'prediction of boxes beside MMDetection3D itself',
+    'mmdetection3d_step': 'the step of detection beside MMDetection3D itself',
     'training_step': 'the whole model, forward, backward and update',
     'training_step_bf16': 'the same in bfloat16, with checkpoints in the image backbone',
     'bf16_forward': 'prediction in bfloat16, and what it costs in accuracy',
@@ -31,3 +33,7 @@ NAMES: Dict[str, str] = {
     'scaling_infos': 'growth with the samples of a dataset',
 }
 """Name -> what is measured, in the order of the tables."""
+
+NEED_CHECKOUT = ('mmdetection3d_forward', 'mmdetection3d_step')
+"""These import MMDetection3D's BEVFusion from a checkout, for its wheel leaves that out."""
+CHECKOUT = 'MMDETECTION3D'  # the environment variable that tells a measuring process its folder

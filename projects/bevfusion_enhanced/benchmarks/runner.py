@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+from bevfusion_enhanced.benchmarks.names import CHECKOUT, NEED_CHECKOUT
 from bevfusion_enhanced.errors import ConfigError, UserError
 
 COLUMNS = ('name', 'ours_ms', 'reference_ms', 'ratio', 'bound_ms', 'peak_mb')
@@ -71,8 +72,37 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> List[str]:
     return [name for name in known if not names or name in names]
 
 
-def measure(names: Sequence[str], *, threads: int) -> Report:
+def without_checkout(names: Sequence[str], *, chosen: Sequence[str]) -> List[str]:
+    """The names that can be measured with no checkout of MMDetection3D.
+
+    Raises:
+        ConfigError: One that needs it was chosen.
+    """
+    asked = [name for name in NEED_CHECKOUT if name in chosen]
+    if asked:
+        raise ConfigError(f'--only {" ".join(asked)}: needs --mmdetection3d DIR, a checkout of '
+                          'MMDetection3D v1.4.0')
+    return [name for name in names if name not in NEED_CHECKOUT]
+
+
+def check_checkout(folder: Path) -> None:
+    """Refuse a folder that is no checkout of MMDetection3D.
+
+    Raises:
+        ConfigError: It has no projects/BEVFusion.
+    """
+    if not (folder / 'projects/BEVFusion/bevfusion').is_dir():
+        raise ConfigError(f'--mmdetection3d {folder}: has no projects/BEVFusion; give a checkout '
+                          'of MMDetection3D v1.4.0')
+
+
+def measure(names: Sequence[str], *, threads: int, checkout: Optional[Path] = None) -> Report:
     """Run benchmarks, each in a process of its own.
+
+    Args:
+        names: which.
+        threads: of torch.
+        checkout: of MMDetection3D, for those that need it.
 
     Raises:
         BenchmarkError: One of them failed; what it printed has been shown.
@@ -81,14 +111,16 @@ def measure(names: Sequence[str], *, threads: int) -> Report:
     report = Report(machine=machine, threads=threads, rows=[])
     for name in names:
         print(f'{name} ...', file=sys.stderr, flush=True)
-        report.rows.append(_row(name, _child(name, threads), machine))
+        report.rows.append(_row(name, _child(name, threads, checkout), machine))
     return report
 
 
-def _child(name: str, threads: int) -> Dict[str, Any]:
+def _child(name: str, threads: int, checkout: Optional[Path] = None) -> Dict[str, Any]:
     environment = {key: value for key, value in os.environ.items()
                    if key != 'BEVFUSION_ENHANCED_LAZY'}
     environment.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    if checkout is not None:
+        environment[CHECKOUT] = str(checkout.resolve())
     done = subprocess.run(
         [sys.executable, '-m', 'bevfusion_enhanced.benchmarks.child', name, str(threads)],
         env=environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
