@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 MB = 1e6
 
@@ -102,6 +103,13 @@ def side_by_side(ours: Callable[[], Any], reference: Callable[[], Any], *, repea
         mine += times_of(ours, repeats=1, warm_up=0)
         theirs += times_of(reference, repeats=1, warm_up=0)
     return 1e3 * statistics.median(mine), 1e3 * statistics.median(theirs)
+
+
+def operations_of(call: Callable[[], Any]) -> float:
+    """Multiplications and additions in the products and convolutions of one call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
 
 
 def process_peak_mb() -> float:

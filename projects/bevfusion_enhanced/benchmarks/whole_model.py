@@ -13,12 +13,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bevfusion_enhanced.benchmarks import scene
 from bevfusion_enhanced.benchmarks.measure import (
     Measurement,
     milliseconds,
+    operations_of,
     process_peak_mb,
 )
 from bevfusion_enhanced.ops.memory import keep_freed_memory
@@ -68,12 +68,6 @@ def _prediction(model: nn.Module, data: Dict[str, Any]) -> Callable[[], List[Any
     return predict
 
 
-def _operations(call: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
-
-
 def _parts(model: nn.Module, call: Callable[[], Any]) -> Dict[str, float]:
     """Milliseconds of the parts of the model in one call, the least of three."""
     import time
@@ -105,13 +99,13 @@ def model_forward() -> Measurement:
     with_map()
     total = milliseconds(with_map, repeats=3, warm_up=0)
     parts = _parts(model, with_map)
-    operations_with_map = _operations(with_map)
+    operations_with_map = operations_of(with_map)
     del model.heads['map']
     predict = _prediction(model, data)
     ours = milliseconds(predict, repeats=5)
     key_frame = milliseconds(_prediction(model, batch(points=KEY_FRAME_POINTS)), repeats=5)
     return Measurement(
-        ours_ms=ours, operations=_operations(predict), peak_mb=process_peak_mb(),
+        ours_ms=ours, operations=operations_of(predict), peak_mb=process_peak_mb(),
         conditions='detection, batch 1, float32, prediction of boxes included; peak of the '
                    'process, map head included',
         details={'key_frame_without_sweeps_ms': round(key_frame, 1),
@@ -156,7 +150,7 @@ def _training_ms(*, with_map: bool, half: bool = False) -> Tuple[float, float]:
         optimizer.zero_grad()
 
     ours = milliseconds(step, repeats=3, warm_up=2)
-    return ours, _operations(step)
+    return ours, operations_of(step)
 
 
 def bf16_forward() -> Measurement:
