@@ -55,7 +55,7 @@ class _Bags(NamedTuple):
 
     Attributes:
         rows: (S,) int32, those of the first sum, of the second, ...
-        factors: (S,) float64.
+        factors: (S,) float32, which holds them exactly: they are small integers.
         starts: (R + 1,) int32, where each sum begins.
     """
 
@@ -160,7 +160,7 @@ def _cells_of_points(transform: Rows, *, rows: int, across: int, dilation: int, 
     bag = torch.arange(len(place)).unsqueeze(1) * len(planes) + point
     counts = torch.bincount(bag[inside], minlength=len(place) * len(planes))
     return _Bags(rows=place[inside].int(), starts=_starts(counts),
-                 factors=planes[point, cell].expand(len(place), -1)[inside])
+                 factors=planes[point, cell].float().expand(len(place), -1)[inside])
 
 
 @lru_cache(maxsize=64)
@@ -170,7 +170,7 @@ def _points_of_outputs(*, rows: int, width: int, batch: int, across: int, dilati
     planes = _on_planes(_OUTPUTS)
     counts = (planes != 0).sum(1)
     output, point = planes.nonzero(as_tuple=True)
-    factor = planes[output, point]
+    factor = planes[output, point].float()
     b, y, x = torch.meshgrid(*(torch.arange(n) for n in (batch, rows, width)), indexing='ij')
     stride = TILE * dilation
     row, column = y // stride * batch + b, x // stride
