@@ -132,3 +132,15 @@ class TestModules:
         use_fewer_multiplications(layer)
         traced = torch.jit.trace(layer, large[0], check_trace=False)
         assert 'aten::_convolution' in str(traced.inlined_graph)
+
+
+def test_what_a_prediction_left_behind_serves_training(large):
+    winograd._cells_of_points.cache_clear()
+    winograd._points_of_outputs.cache_clear()
+    with torch.inference_mode():
+        expected = winograd_conv2d(*large, padding=1)
+    inputs = [value.clone().requires_grad_() for value in large]
+    out = winograd_conv2d(*inputs, padding=1)
+    assert torch.equal(out, expected)
+    out.sum().backward()
+    assert all(value.grad.isfinite().all() for value in inputs)

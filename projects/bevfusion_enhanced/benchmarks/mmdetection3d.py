@@ -53,8 +53,8 @@ def _pair() -> Tuple[nn.Module, nn.Module]:
     """Our model, with the weights of MMDetection3D's, and that."""
     ours = build_model(with_map=False, config_file='configs/det_only.py')
     reference = _build()
-    state = ours.state_dict()
-    translation = translate({'state_dict': reference.state_dict()}, model=state, geometry={})
+    translation = translate({'state_dict': reference.state_dict()}, model=ours.state_dict(),
+                            geometry={})
     ours.load_state_dict(translation.weights)
     return ours, reference
 

@@ -64,7 +64,7 @@ class _Bags(NamedTuple):
     starts: Tensor
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums (R, C) of rows of `values` (N, C)."""
+        """Sums (R, C) of rows of `values` (N, C), which no gradient is recorded for."""
         return F.embedding_bag(self.rows, values.detach(), self.starts, mode='sum',
                                per_sample_weights=self.factors.to(values.dtype),
                                include_last_offset=True)
