@@ -22,9 +22,12 @@ def large() -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(1, 128, 64, 72), 0.05 * torch.randn(128, 128, 3, 3), torch.randn(128)
 
 
+@pytest.mark.parametrize('scheme', [winograd._F4, winograd._F2], ids=['F4', 'F2'])
 @pytest.mark.parametrize('at_once', [1, 7, 10_000])
 @pytest.mark.parametrize('shape, padding, dilation', SHAPES)
-def test_it_is_the_convolution_with_its_gradients(shape, padding, dilation, at_once, monkeypatch):
+def test_it_is_the_convolution_with_its_gradients(shape, padding, dilation, at_once, scheme,
+                                                  monkeypatch):
+    monkeypatch.setattr(winograd, '_scheme', lambda dtype: scheme)
     monkeypatch.setattr(winograd, 'TILES_AT_ONCE', at_once)
     torch.manual_seed(1)
     inputs = [torch.randn(shape), torch.randn(5, shape[1], 3, 3), torch.randn(5)]
@@ -55,6 +58,24 @@ def test_in_float32_the_error_stays_a_hundred_thousandth_of_the_output(large):
     exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     error = (winograd_conv2d(x, weight, bias, padding=1) - exact).abs().max() / exact.abs().max()
     assert 0 < error < 2e-5
+
+
+def test_in_bfloat16_the_typical_error_stays_half_a_percent(large):
+    x, weight, bias = large
+    x = x.bfloat16()
+    towards = torch.randn(1, 128, 64, 72).bfloat16()
+
+    def run(convolve, *inputs):
+        inputs = [value.clone().requires_grad_() for value in inputs]
+        out = convolve(*inputs, padding=1)
+        return out.detach(), *torch.autograd.grad(out, inputs, towards.to(out))
+
+    ours = run(winograd_conv2d, x, weight, bias)
+    assert [value.dtype for value in ours] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    exact = run(F.conv2d, x.double(), weight.double(), bias.double())
+    for mine, expected in zip(ours, exact):
+        error = (mine.double() - expected).square().mean().sqrt() / expected.std()
+        assert 0 < error < 0.006
 
 
 def test_inputs_stay_as_they_were(large):
@@ -94,12 +115,22 @@ class TestChoice:
         x, weight, _ = large
         assert not self.taken(monkeypatch, x, weight, padding=12, dilation=12)
 
-    def test_other_precision(self, large, monkeypatch):
-        assert not self.taken(monkeypatch, *(value.bfloat16() for value in large), padding=1)
-
-    def test_autocast(self, large, monkeypatch):
+    @pytest.mark.parametrize('amx_bf16', [True, False])
+    def test_bfloat16_where_there_are_no_matrix_units(self, large, amx_bf16, monkeypatch):
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'amx_bf16': amx_bf16})
+        assert self.taken(monkeypatch, *(value.bfloat16() for value in large),
+                          padding=1) != amx_bf16
         with torch.autocast('cpu', torch.bfloat16):
-            assert not self.taken(monkeypatch, *large, padding=1)
+            assert self.taken(monkeypatch, *large, padding=1) != amx_bf16
+
+    @pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
+    def test_other_precision(self, large, dtype, monkeypatch):
+        assert not self.taken(monkeypatch, *(value.to(dtype) for value in large), padding=1)
+
+    def test_autocast_gives_its_precision(self, large, monkeypatch):
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {})
+        with torch.autocast('cpu', torch.bfloat16):
+            assert conv2d(*large, padding=1).dtype == torch.bfloat16
 
     def test_no_samples(self, large):
         x, weight, _ = large
