@@ -30,6 +30,7 @@ from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, s
 from bevfusion_enhanced.ops import rotated_boxes
 from bevfusion_enhanced.ops.bev_pool import bev_pool, plan_pooling
 from bevfusion_enhanced.ops.dropped_attention import _MaskedAttention
+from bevfusion_enhanced.ops.group_norm import _GroupNorm
 from bevfusion_enhanced.ops.winograd import winograd_conv2d
 
 Case = Tuple[Callable[..., Tensor], Tuple[Tensor, ...]]
@@ -38,7 +39,9 @@ CASES: Dict[str, Callable[[], Case]] = {}
 OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
     'ops/dropped_attention.py:_MaskedAttention': 'attention_with_a_mask',
+    'ops/group_norm.py:_GroupNorm': 'group_norm',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
+    'ops/row_sums.py:_RowSums': 'bev_grid_transform',
     'ops/sparse_conv.py:_SparseConv': 'submanifold_convolution',
     'ops/winograd.py:_Winograd': 'winograd',
 }
@@ -82,6 +85,12 @@ def attention_with_a_mask() -> Case:
     kept = torch.rand(3, 2, 4, 6) < 0.6
     return (lambda q, k, v: _MaskedAttention.apply(q, k, v, kept),
             (normal(2, 3, 4, 5), normal(2, 3, 6, 5), normal(2, 3, 6, 5)))
+
+
+@case
+def group_norm() -> Case:
+    return (lambda x, w, b: _GroupNorm.apply(x, w, b, 2, 1e-5),
+            (normal(2, 6, 3, 2), normal(6), normal(6)))
 
 
 @case

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevfusion_enhanced.errors import ConfigError
+from bevfusion_enhanced.ops.group_norm import GroupNorm
 
 
 class ASPP(BaseModule):
@@ -34,12 +35,12 @@ class ASPP(BaseModule):
             [nn.Conv2d(in_channels, out_channels, 1, bias=False)]
             + [nn.Conv2d(in_channels, out_channels, 3, padding=d, dilation=d, bias=False)
                for d in dilations])
-        self.bns = nn.ModuleList(nn.GroupNorm(num_groups, out_channels) for _ in self.convs)
+        self.bns = nn.ModuleList(GroupNorm(num_groups, out_channels) for _ in self.convs)
         self.global_conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.global_norm = nn.GroupNorm(num_groups, out_channels)
+        self.global_norm = GroupNorm(num_groups, out_channels)
         self.project = nn.Conv2d(
             (len(self.convs) + 1) * out_channels, out_channels, 1, bias=False)
-        self.project_norm = nn.GroupNorm(num_groups, out_channels)
+        self.project_norm = GroupNorm(num_groups, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn `x` (B, C, X, Y) into (B, O, X, Y)."""

@@ -10,8 +10,7 @@ In bfloat16 the tiles are of 2 x 2 outputs, 16 products in place of 36: the valu
 larger ones differ too much in size for its eight bits.
 
 A value at a point is the sum of a few cells, each times a constant, and an output the sum of a few
-values: bags of rows, for which PyTorch has a kernel that passes over memory once, reads the cells
-from the image where they are, and writes the outputs where they belong.
+values: sums of rows.
 
 The sums are rounded differently: against float64 the largest error of 512 channels is 1e-5 of the
 largest output in place of 3e-6. In bfloat16 the typical error is 0.4 % of the outputs' deviation in
@@ -29,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bevfusion_enhanced.ops.precision import full_precision
+from bevfusion_enhanced.ops.row_sums import RowSums, row_sums, runs_eagerly_on_cpu
 
 # Below these the transforms cost more than the products that they save (measured).
 FEWEST_CHANNELS = 64
@@ -103,26 +103,6 @@ def _on_planes(rows: Rows) -> Tensor:
     return torch.kron(axis, axis)
 
 
-class _Bags(NamedTuple):
-    """Which rows are summed, times which factors.
-
-    Attributes:
-        rows: (S,) int32, those of the first sum, of the second, ...
-        factors: (S,) float32, which holds them exactly: they are small integers.
-        starts: (R + 1,) int32, where each sum begins.
-    """
-
-    rows: Tensor
-    factors: Tensor
-    starts: Tensor
-
-    def sums(self, values: Tensor) -> Tensor:
-        """Sums (R, C) of rows of `values` (N, C), which no gradient is recorded for."""
-        return F.embedding_bag(self.rows, values.detach(), self.starts, mode='sum',
-                               per_sample_weights=self.factors.to(values.dtype),
-                               include_last_offset=True)
-
-
 class _Band(NamedTuple):
     """Rows of tiles that are worked on together: their values stay in the cache."""
 
@@ -167,22 +147,24 @@ class _Tiling:
         first = self.stride * band.first - padding
         last = self.stride * band.last - padding + self.dilation * (len(transform[0]) - tile)
         low = max(first, 0)
-        bags = _cells_of_points(
+        sums = _cells_of_points(
             transform, by_point=by_point, tile=tile, rows=band.last - band.first,
             across=self.across, dilation=self.dilation, batch=B, width=W, height=H,
             above=low - first, left=padding, below=min(H, last) - low)
-        sums = bags.sums(x.reshape(-1, C)[low * W:])
+        values = sums.of(x.reshape(-1, C)[low * W:])
         points = len(transform) ** 2
-        return sums.view(points, -1, C) if by_point else sums.view(-1, points, C).transpose(0, 1)
+        if by_point:
+            return values.view(points, -1, C)
+        return values.view(-1, points, C).transpose(0, 1)
 
     def restore(self, values: Tensor, band: _Band) -> Tensor:
         """The outputs (B, X', Y, O) of a band from its values (points, T, O)."""
         X, Y = self.size
         rows = min(X, self.stride * band.last) - self.stride * band.first
-        bags = _points_of_outputs(
+        sums = _points_of_outputs(
             self.scheme.outputs, rows=rows, width=Y, batch=self.batch, across=self.across,
             dilation=self.dilation, tiles=values.shape[1])
-        return bags.sums(values.flatten(0, 1)).view(self.batch, rows, Y, -1)
+        return sums.of(values.flatten(0, 1)).view(self.batch, rows, Y, -1)
 
     def rows(self, band: _Band) -> slice:
         """The rows of the output that a band covers."""
@@ -191,7 +173,7 @@ class _Tiling:
 
 @lru_cache(maxsize=64)
 def _cells_of_points(transform: Rows, *, by_point: bool, tile: int, rows: int, across: int, dilation: int, batch: int,
-                     width: int, height: int, above: int, below: int, left: int) -> _Bags:
+                     width: int, height: int, above: int, below: int, left: int) -> RowSums:
     """For every tile and point, the cells of the image that it is summed from.
 
     Args:
@@ -219,16 +201,14 @@ def _cells_of_points(transform: Rows, *, by_point: bool, tile: int, rows: int, a
     inside = (0 <= y) & (y < below) & (0 <= x) & (x < width)
     place = (b.reshape(-1, 1) * height + y) * width + x
     tiles = torch.arange(len(place)).unsqueeze(1)
-    bag = (point * len(place) + tiles if by_point else tiles * len(planes) + point)[inside]
-    order = bag.argsort(stable=True)
-    counts = torch.bincount(bag, minlength=len(place) * len(planes))
-    return _Bags(rows=place[inside][order].int(), starts=_starts(counts),
-                 factors=planes[point, cell].float().expand(len(place), -1)[inside][order])
+    value = point * len(place) + tiles if by_point else tiles * len(planes) + point
+    return row_sums(sums=value[inside], rows=place[inside], num_sums=len(place) * len(planes),
+                    factors=planes[point, cell].expand(len(place), -1)[inside])
 
 
 @lru_cache(maxsize=64)
 def _points_of_outputs(transform: Rows, *, rows: int, width: int, batch: int, across: int, dilation: int,
-                       tiles: int) -> _Bags:
+                       tiles: int) -> RowSums:
     """For every output of some rows, the values (point, tile) that it is summed from."""
     tile = len(transform)
     planes = _on_planes(transform)
@@ -243,7 +223,7 @@ def _points_of_outputs(transform: Rows, *, rows: int, width: int, batch: int, ac
     starts = _starts(counts[kind])
     terms = torch.arange(int(starts[-1])) + torch.repeat_interleave(
         (counts.cumsum(0) - counts)[kind] - starts[:-1], counts[kind])
-    return _Bags(rows=(point[terms] * tiles + torch.repeat_interleave(
+    return RowSums(rows=(point[terms] * tiles + torch.repeat_interleave(
         place.flatten(), counts[kind])).int(), factors=factor[terms], starts=starts)
 
 
@@ -368,8 +348,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *, padding:
 
 
 def _saves(x: Tensor, weight: Tensor, *, dtype: torch.dtype, padding: int, dilation: int) -> bool:
-    if (x.device.type != 'cpu' or not _is_for(dtype)
-            or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if (not runs_eagerly_on_cpu(x) or not _is_for(dtype)
             or weight.shape[2:] != (3, 3) or min(weight.shape[:2]) < _scheme(dtype).fewest_channels
             or padding > 2 * dilation):
         return False

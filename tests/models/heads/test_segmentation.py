@@ -54,6 +54,22 @@ def test_resampling_to_the_same_grid_changes_nothing_and_outside_is_zero():
     assert (wider[:, :, :2] == 0).all() and (wider[:, :, 10:] == 0).all()
 
 
+def test_resampling_follows_maps_of_changing_shape_and_serves_training_after_a_prediction():
+    transform = BEVGridTransform(**TOY)
+    for shape in [(1, 2, 16, 16), (2, 3, 16, 16), (2, 3, 20, 12), (1, 2, 16, 16)]:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            predicted = transform(x)
+        x.requires_grad_()
+        out = transform(x)
+        expected = torch.nn.functional.grid_sample(
+            x, transform.grid.expand(len(x), -1, -1, -1), align_corners=False)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(out, predicted)
+        out.sum().backward()
+    assert not transform.state_dict()
+
+
 def test_prescale_keeps_a_constant():
     transform = BEVGridTransform(**TOY, prescale_factor=2)
     torch.testing.assert_close(transform(torch.full((1, 2, 16, 16), 3.0)),

@@ -5,7 +5,7 @@ in metres. Cells are half-open intervals, a value belongs to its cell's centre.
 Shapes: B samples, C channels, K map classes, X and Y cells of the shared BEV map, U and V cells of
 the map that is predicted, along x and y.
 """
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmdet3d.structures import Det3DDataSample
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from bevfusion_enhanced.errors import ConfigError, DataError
 from bevfusion_enhanced.models.heads.base import TaskHead
 from bevfusion_enhanced.ops.layout import for_convolution
+from bevfusion_enhanced.ops.resample import SamplingPlan, plan_sampling, sample_bilinearly
+from bevfusion_enhanced.ops.row_sums import runs_eagerly_on_cpu
 
 # (first edge, last edge, step) in metres, along x and along y
 Scope = Sequence[Tuple[float, float, float]]
@@ -41,6 +43,7 @@ class BEVGridTransform(nn.Module):
         x, y = torch.meshgrid(along_x, along_y, indexing='ij')                         # (U, V)
         # grid_sample wants the position along the last dimension first
         self.register_buffer('grid', torch.stack([y, x], dim=-1), persistent=False)    # (U, V, 2)
+        self._plan: Optional[SamplingPlan] = None
 
     @property
     def output_size(self) -> Tuple[int, int]:
@@ -52,10 +55,17 @@ class BEVGridTransform(nn.Module):
         if self.prescale_factor != 1:
             bev = F.interpolate(bev, scale_factor=self.prescale_factor, mode='bilinear',
                                 align_corners=False)
-        grid = self.grid.to(bev.dtype).expand(len(bev), -1, -1, -1)                    # (B,U,V,2)
-        sampled = F.grid_sample(bev, grid, mode='bilinear', align_corners=False)
-        # autocast samples in float32: back to the precision that all convolutions would cast it to
-        return for_convolution(sampled.to(bev.dtype))
+        # sampled in float32, then in the precision that all convolutions would cast it to
+        precise = bev.to(torch.promote_types(bev.dtype, torch.float32))
+        return for_convolution(self._sample(precise).to(bev.dtype))
+
+    def _sample(self, bev: Tensor) -> Tensor:
+        if not runs_eagerly_on_cpu(bev):
+            grid = self.grid.to(bev.dtype).expand(len(bev), -1, -1, -1)                              # (B,U,V,2)
+            return F.grid_sample(bev, grid, mode='bilinear', align_corners=False)
+        if self._plan is None or self._plan.input_shape != (len(bev), *bev.shape[2:]):
+            self._plan = plan_sampling(self.grid, batch=len(bev), size=bev.shape[2:])
+        return sample_bilinearly(bev, self._plan)
 
 
 def _relative_centers(source: Tuple[float, float, float],

@@ -17,6 +17,7 @@ from bevfusion_enhanced.models.attention import ChannelAttention, SpatialAttenti
 from bevfusion_enhanced.models.heads.base import TaskLosses
 from bevfusion_enhanced.models.heads.bev_map import BEVMapHead
 from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, sigmoid_focal_loss
+from bevfusion_enhanced.ops.group_norm import GroupNorm
 
 # Share of positives that an untrained classifier predicts: with a focal loss, starting at one half
 # would let the many negatives dominate the first steps (Lin et al., 2017, section 4.1).
@@ -77,7 +78,7 @@ class EnhancedBEVSegmentationHead(BEVMapHead):
                              num_groups=_groups(features, smallest=8))
         else:
             self.reduce = nn.Sequential(nn.Conv2d(in_channels, features, 1, bias=False),
-                                        nn.GroupNorm(_groups(features), features),
+                                        GroupNorm(_groups(features), features),
                                         nn.ReLU(inplace=True))
         if use_channel_attention:
             self.channel_attn = ChannelAttention(in_channels=features,
@@ -156,7 +157,7 @@ def _decoder(channels: Sequence[int], dropout: float) -> nn.Sequential:
     layers: List[nn.Module] = []
     for width_in, width_out in zip(channels[:-1], channels[1:]):
         layers += [nn.Conv2d(width_in, width_out, 3, padding=1, bias=False),
-                   nn.GroupNorm(_groups(width_out), width_out),
+                   GroupNorm(_groups(width_out), width_out),
                    nn.ReLU(inplace=True),
                    nn.Dropout2d(dropout)]
     return nn.Sequential(*layers)
@@ -165,6 +166,6 @@ def _decoder(channels: Sequence[int], dropout: float) -> nn.Sequential:
 def _classifier(channels: int, outputs: int) -> nn.Sequential:
     hidden = channels // 2
     return nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1, bias=False),
-                         nn.GroupNorm(_groups(hidden), hidden),
+                         GroupNorm(_groups(hidden), hidden),
                          nn.ReLU(inplace=True),
                          nn.Conv2d(hidden, outputs, 1))
