@@ -27,8 +27,8 @@ def large() -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize('shape, padding, dilation', SHAPES)
 def test_it_is_the_convolution_with_its_gradients(shape, padding, dilation, at_once, scheme,
                                                   monkeypatch):
-    monkeypatch.setattr(winograd, '_scheme', lambda dtype: scheme)
-    monkeypatch.setattr(winograd, 'TILES_AT_ONCE', at_once)
+    monkeypatch.setattr(winograd, '_scheme',
+                        lambda dtype: scheme._replace(tiles_at_once=at_once))
     torch.manual_seed(1)
     inputs = [torch.randn(shape), torch.randn(5, shape[1], 3, 3), torch.randn(5)]
     inputs = [value.double().requires_grad_() for value in inputs]

@@ -74,6 +74,7 @@ class GroupNorm(nn.GroupNorm):
     """torch.nn.GroupNorm of maps (B, C, H, W), with the gradient of this module on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize `input` (B, C, H, W)."""
         if (torch.is_grad_enabled() and runs_eagerly_on_cpu(input) and input.dim() == 4
                 and input.is_contiguous(memory_format=torch.channels_last)):
             with torch.autocast('cpu', enabled=False):

@@ -33,7 +33,6 @@ from bevfusion_enhanced.ops.row_sums import RowSums, row_sums, runs_eagerly_on_c
 # Below these the transforms cost more than the products that they save (measured).
 FEWEST_CHANNELS = 64
 FEWEST_OUTPUTS = 4096
-TILES_AT_ONCE = 600  # about, of 4 x 4 outputs; 44 MB for 512 channels
 
 Rows = Tuple[Tuple[float, ...], ...]
 
@@ -47,6 +46,7 @@ class _Scheme(NamedTuple):
         outputs: (cells of a tile, points) goes back.
         by_point: whether products need the values of a point side by side in memory.
         fewest_channels: below which the transforms cost more than the products that they save.
+        tiles_at_once: about; their values of 512 channels take 44 MB in float32, 15 in bfloat16.
         smallest_saving: products taken directly for each of these, below which the same is true.
     """
 
@@ -54,6 +54,7 @@ class _Scheme(NamedTuple):
     weights: Rows
     outputs: Rows
     by_point: bool
+    tiles_at_once: int
     fewest_channels: int
     smallest_saving: float
 
@@ -85,12 +86,12 @@ _F4 = _Scheme(
     weights=((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
              (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
     outputs=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
-    by_point=False, fewest_channels=FEWEST_CHANNELS, smallest_saving=2.5)
+    by_point=False, tiles_at_once=600, fewest_channels=FEWEST_CHANNELS, smallest_saving=2.5)
 _F2 = _Scheme(
     inputs=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)),
     weights=((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     outputs=((1, 1, 1, 0), (0, 1, -1, 1)),
-    by_point=True, fewest_channels=128, smallest_saving=1.5)
+    by_point=True, tiles_at_once=900, fewest_channels=128, smallest_saving=1.5)
 
 
 def _scheme(dtype: torch.dtype) -> _Scheme:
@@ -123,10 +124,9 @@ class _Tiling:
         self.down, self.across = (-(-cells // self.stride) for cells in size)
         self.count = batch * self.down * self.across * dilation ** 2
 
-    def bands(self, *, itemsize: int) -> Iterator[_Band]:
-        """All rows of tiles, some at a time, for values of so many bytes."""
-        at_once = TILES_AT_ONCE * _F4.points * 4 / (self.scheme.points * itemsize)
-        rows = -(-self.down // max(1, round(self.count / at_once)))
+    def bands(self) -> Iterator[_Band]:
+        """All rows of tiles, some at a time."""
+        rows = -(-self.down // max(1, round(self.count / self.scheme.tiles_at_once)))
         return (_Band(first, min(first + rows, self.down))
                 for first in range(0, self.down, rows))
 
@@ -172,8 +172,9 @@ class _Tiling:
 
 
 @lru_cache(maxsize=64)
-def _cells_of_points(transform: Rows, *, by_point: bool, tile: int, rows: int, across: int, dilation: int, batch: int,
-                     width: int, height: int, above: int, below: int, left: int) -> RowSums:
+def _cells_of_points(transform: Rows, *, by_point: bool, tile: int, rows: int, across: int,
+                     dilation: int, batch: int, width: int, height: int, above: int, below: int,
+                     left: int) -> RowSums:
     """For every tile and point, the cells of the image that it is summed from.
 
     Args:
@@ -207,8 +208,8 @@ def _cells_of_points(transform: Rows, *, by_point: bool, tile: int, rows: int, a
 
 
 @lru_cache(maxsize=64)
-def _points_of_outputs(transform: Rows, *, rows: int, width: int, batch: int, across: int, dilation: int,
-                       tiles: int) -> RowSums:
+def _points_of_outputs(transform: Rows, *, rows: int, width: int, batch: int, across: int,
+                       dilation: int, tiles: int) -> RowSums:
     """For every output of some rows, the values (point, tile) that it is summed from."""
     tile = len(transform)
     planes = _on_planes(transform)
@@ -245,7 +246,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], *, scheme: _Sche
     taps = taps.to(x.dtype).view(-1, inputs, outputs)                         # (points, C, O)
     cells = _channels_innermost(x)
     y = torch.empty((len(x), outputs, X, Y), dtype=x.dtype, memory_format=torch.channels_last)
-    for band in tiling.bands(itemsize=x.element_size()):
+    for band in tiling.bands():
         values = tiling.evaluate(cells, band, scheme.inputs, padding=padding)
         products = torch.bmm(values, taps)                                    # (points, T, O)
         if bias is not None:
@@ -260,7 +261,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, *, scheme: _Scheme, padding: i
     inputs, outputs = x.shape[1], gradient.shape[1]
     taps = x.new_zeros(scheme.points, inputs, outputs, dtype=dtype)
     cells, gradient = _channels_innermost(x), _channels_innermost(gradient)
-    for band in tiling.bands(itemsize=x.element_size()):
+    for band in tiling.bands():
         values = tiling.evaluate(cells, band, scheme.inputs, padding=padding)
         products = tiling.evaluate(gradient, band, scheme.gradients, padding=0)
         if dtype == x.dtype:

@@ -61,7 +61,7 @@ class BEVGridTransform(nn.Module):
 
     def _sample(self, bev: Tensor) -> Tensor:
         if not runs_eagerly_on_cpu(bev):
-            grid = self.grid.to(bev.dtype).expand(len(bev), -1, -1, -1)                              # (B,U,V,2)
+            grid = self.grid.to(bev.dtype).expand(len(bev), -1, -1, -1)                # (B,U,V,2)
             return F.grid_sample(bev, grid, mode='bilinear', align_corners=False)
         if self._plan is None or self._plan.input_shape != (len(bev), *bev.shape[2:]):
             self._plan = plan_sampling(self.grid, batch=len(bev), size=bev.shape[2:])
