@@ -22,6 +22,7 @@ from bevfusion_enhanced.models.attention import (
     SpatialAttention,
 )
 from bevfusion_enhanced.models.camera.view_transform import LSSTransform
+from bevfusion_enhanced.models.camera.window_attention import windows_of
 from bevfusion_enhanced.models.heads.bev_map import BEVGridTransform
 from bevfusion_enhanced.models.heads.transfusion_coder import BoxCode, TransFusionBBoxCoder
 from bevfusion_enhanced.models.heads.transfusion_proposals import local_maxima
@@ -30,7 +31,9 @@ from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, s
 from bevfusion_enhanced.ops import rotated_boxes
 from bevfusion_enhanced.ops.bev_pool import bev_pool, plan_pooling
 from bevfusion_enhanced.ops.dropped_attention import _MaskedAttention
+from bevfusion_enhanced.ops.feed_forward import feed_forward
 from bevfusion_enhanced.ops.group_norm import _GroupNorm
+from bevfusion_enhanced.ops.window_attention import attend_in_windows
 from bevfusion_enhanced.ops.winograd import winograd_conv2d
 
 Case = Tuple[Callable[..., Tensor], Tuple[Tensor, ...]]
@@ -39,10 +42,12 @@ CASES: Dict[str, Callable[[], Case]] = {}
 OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
     'ops/dropped_attention.py:_MaskedAttention': 'attention_with_a_mask',
+    'ops/feed_forward.py:_FeedForward': 'feed_forward_network',
     'ops/group_norm.py:_GroupNorm': 'group_norm',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
     'ops/row_sums.py:_RowSums': 'bev_grid_transform',
     'ops/sparse_conv.py:_SparseConv': 'submanifold_convolution',
+    'ops/window_attention.py:_WindowAttention': 'attention_in_windows',
     'ops/winograd.py:_Winograd': 'winograd',
 }
 # Those whose gradient is not the derivative of what they return, on purpose.
@@ -85,6 +90,18 @@ def attention_with_a_mask() -> Case:
     kept = torch.rand(3, 2, 4, 6) < 0.6
     return (lambda q, k, v: _MaskedAttention.apply(q, k, v, kept),
             (normal(2, 3, 4, 5), normal(2, 3, 6, 5), normal(2, 3, 6, 5)))
+
+
+@case
+def attention_in_windows() -> Case:
+    windows = windows_of(3, 4, window=2, shift=1, device=torch.device('cpu'))
+    return (lambda qkv, padding, bias: attend_in_windows(qkv, padding, bias, windows, scale=0.7),
+            (normal(2, 12, 12), normal(12), normal(2, 4, 4)))
+
+
+@case
+def feed_forward_network() -> Case:
+    return feed_forward, (normal(5, 3), normal(4, 3), normal(4), normal(3, 4), normal(3))
 
 
 @case

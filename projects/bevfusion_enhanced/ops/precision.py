@@ -1,4 +1,4 @@
-"""Geometry is computed in full precision, whatever a model around it runs in."""
+"""Which precision is computed in: geometry in full, whatever a model around it runs in."""
 import functools
 from typing import Callable, TypeVar
 
@@ -17,3 +17,8 @@ def full_precision(function: F) -> F:
         with torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False):
             return function(*args, **kwargs)
     return run
+
+
+def computed_dtype(x: torch.Tensor) -> torch.dtype:
+    """What a layer computes in from `x` on a CPU: autocast's precision where there is one."""
+    return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bevfusion_enhanced.ops.precision import full_precision
+from bevfusion_enhanced.ops.precision import computed_dtype, full_precision
 from bevfusion_enhanced.ops.row_sums import RowSums, row_sums, runs_eagerly_on_cpu
 
 # Below these the transforms cost more than the products that they save (measured).
@@ -342,7 +342,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, *, padding:
     Returns:
         (B, O, X, Y).
     """
-    dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+    dtype = computed_dtype(x)
     if _saves(x, weight, dtype=dtype, padding=padding, dilation=dilation):
         return winograd_conv2d(x.to(dtype), weight, bias, padding=padding, dilation=dilation)
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation)

@@ -36,16 +36,52 @@ def test_equals_the_blocks_it_replaces(backbone, size):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_training_runs_as_mmdetection_wrote_it(backbone):
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize('size', [(64, 176), (56, 96), (56, 112), (16, 20)])
+def test_trains_as_the_blocks_it_replaces(backbone, size, with_cp):
     lean = copy.deepcopy(backbone)
     lean_blocks(lean)
-    images = torch.randn(2, 3, 32, 48)
+    images = torch.randn(2, 3, *size)
     for model in (lean, backbone):
-        torch.manual_seed(1)
+        for block in model.modules():
+            if hasattr(block, 'with_cp'):
+                block.with_cp = with_cp
+        torch.manual_seed(1)  # both drop the same branches
         model.train()
-        sum(level.square().sum() for level in model(images)).backward()
-    for ours, theirs in zip(lean.parameters(), backbone.parameters()):
-        assert torch.equal(ours.grad, theirs.grad)
+        sum(level.square().mean() for level in model(images)).backward()
+    for (name, ours), theirs in zip(lean.named_parameters(), backbone.parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize('option', [dict(drop_rate=0.3), dict(attn_drop_rate=0.3),
+                                    dict(act_cfg=dict(type='ReLU'))])
+def test_what_it_is_not_for_trains_as_mmdetection_wrote_it(option, monkeypatch):
+    torch.manual_seed(0)
+    model = SwinTransformer(embed_dims=16, depths=(2,), num_heads=(1,), strides=(4,),
+                            out_indices=(0,), **option)
+    model.train()
+    lean = copy.deepcopy(model)
+    lean_blocks(lean)
+    monkeypatch.setattr(LeanSwinBlock, '_train', None)
+    outputs = []
+    for each in (lean, model):
+        torch.manual_seed(1)
+        outputs += each(torch.ones(1, 3, 32, 32))
+    assert torch.equal(*outputs)
+
+
+def test_without_a_bias_of_queries_and_keys(backbone):
+    torch.manual_seed(0)
+    model = SwinTransformer(embed_dims=16, depths=(2,), num_heads=(1,), strides=(4,),
+                            out_indices=(0,), qkv_bias=False)
+    model.train()
+    lean = copy.deepcopy(model)
+    lean_blocks(lean)
+    torch.manual_seed(1)
+    ours, = lean(torch.ones(1, 3, 32, 40))
+    torch.manual_seed(1)
+    theirs, = model(torch.ones(1, 3, 32, 40))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_keeps_the_state_dict(backbone):

@@ -1,4 +1,4 @@
-"""Swin blocks without what they spend on moving memory, for inference.
+"""Swin blocks without what they spend on moving memory, for inference and for training on a CPU.
 
 MMDetection's blocks (Liu et al., 'Swin Transformer', ICCV 2021) pad, roll, cut into windows, split
 heads, add two masks and undo all of it, each step a copy of the whole map, and they project the
@@ -6,36 +6,31 @@ padding along with the image. Here one gather makes the windows and one undoes t
 image's own tokens are projected, and tokens pass in pieces that stay in the cache. The weights,
 the state dict and, but for rounding, the numbers are those of the blocks that are replaced.
 
-With gradients the blocks run as MMDetection wrote them.
+With gradients this is for CPUs, where attention and the hidden features of an FFN are computed anew
+for the backward pass rather than kept; on a GPU, and with dropout, the blocks train as MMDetection
+wrote them.
 
 Shapes: B images of H x W tokens, L = H * W, C channels, N tokens of a window, V windows of an
 image, h heads.
 """
 import functools
-from typing import NamedTuple, Optional, Tuple
+from typing import Tuple
 
 import torch
+from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models.backbones.swin import SwinBlock, WindowMSA
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from bevfusion_enhanced.ops.feed_forward import feed_forward
+from bevfusion_enhanced.ops.precision import computed_dtype
+from bevfusion_enhanced.ops.row_sums import runs_eagerly_on_cpu
+from bevfusion_enhanced.ops.window_attention import Windows, attend_in_windows
 
 CACHED_TOKENS = 1024  # whose hidden features of an FFN fit into a core's second-level cache
 ATTENTION_TOKENS = 2048  # that attention works on at a time, or one image's where that is more
 FORBIDDEN = -100.0  # what MMDetection adds to the attention between tokens that are no neighbours
-
-
-class Windows(NamedTuple):
-    """How the tokens of one image fall into windows.
-
-    Attributes:
-        source: (V * N) token at each place of a window, L where the place is padding.
-        place: (L) place of each token.
-        mask: (V, 1, N, N) what is added to the attention, or None where nothing is.
-    """
-
-    source: Tensor
-    place: Tensor
-    mask: Optional[Tensor]
 
 
 @functools.lru_cache(maxsize=32)
@@ -79,7 +74,31 @@ class LeanSwinBlock(SwinBlock):
     def forward(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
         """Update the tokens `x` (B, L, C) of images of `hw_shape`."""
         if torch.is_grad_enabled() or self.training:
-            return super().forward(x, hw_shape)
+            if not (runs_eagerly_on_cpu(x) and _drops_nothing(self) and _is_plain(self.ffn)):
+                return super().forward(x, hw_shape)
+            if self.with_cp and x.requires_grad:
+                return checkpoint(self._train, x, hw_shape, use_reentrant=False)
+            return self._train(x, hw_shape)
+        return self._predict(x, hw_shape)
+
+    def _train(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
+        attention = self.attn.w_msa
+        windows = windows_of(*hw_shape, window=self.attn.window_size, shift=self.attn.shift_size,
+                             device=x.device)
+        qkv = attention.qkv(self.norm1(x))                                         # (B, L, 3C)
+        padding = attention.qkv.bias
+        if padding is None:
+            padding = qkv.new_zeros(qkv.shape[2])
+        seen = attend_in_windows(qkv, padding.to(qkv.dtype), _position_bias(attention), windows,
+                                 scale=attention.scale)
+        x = self.attn.drop(attention.proj(seen)) + x
+        tokens = self.norm2(x).flatten(0, 1)
+        (into, *_), out_of, _ = self.ffn.layers
+        y = feed_forward(tokens.to(computed_dtype(tokens)), into.weight, into.bias, out_of.weight,
+                         out_of.bias)
+        return x + self.ffn.dropout_layer(y.view_as(x))
+
+    def _predict(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
         attention = self.attn
         windows = windows_of(*hw_shape, window=attention.window_size, shift=attention.shift_size,
                              device=x.device)
@@ -91,12 +110,31 @@ class LeanSwinBlock(SwinBlock):
         return torch.cat([self.ffn(self.norm2(part), identity=part) for part in parts]).view_as(x)
 
 
-def _attention_bias(attention: WindowMSA, windows: Windows) -> Tensor:
-    """What is added to the attention: (1 or V, h, N, N)."""
+def _drops_nothing(block: SwinBlock) -> bool:
+    """Whether a block never drops single values; whole branches it may."""
+    attention = block.attn.w_msa
+    (_, _, hidden), _, out = block.ffn.layers
+    return not any(layer.p for layer in (attention.attn_drop, attention.proj_drop, hidden, out))
+
+
+def _is_plain(ffn: FFN) -> bool:
+    """Whether two layers and an exact GELU are all that an FFN has."""
+    activation = ffn.layers[0][1]
+    return (isinstance(activation, nn.GELU) and activation.approximate == 'none'
+            and isinstance(ffn.gamma2, nn.Identity) and ffn.add_identity)
+
+
+def _position_bias(attention: WindowMSA) -> Tensor:
+    """What the tokens' relative positions add to the attention: (h, N, N)."""
     side = attention.relative_position_index.shape[0]
     table = attention.relative_position_bias_table[attention.relative_position_index.flatten()]
-    bias = table.view(side, side, -1).permute(2, 0, 1)[None]                       # (1, h, N, N)
-    return bias.contiguous() if windows.mask is None else bias + windows.mask
+    return table.view(side, side, -1).permute(2, 0, 1).contiguous()
+
+
+def _attention_bias(attention: WindowMSA, windows: Windows) -> Tensor:
+    """What is added to the attention: (1 or V, h, N, N)."""
+    bias = _position_bias(attention)[None]
+    return bias if windows.mask is None else bias + windows.mask
 
 
 def _attend(attention: WindowMSA, x: Tensor, windows: Windows, bias: Tensor) -> Tensor:
