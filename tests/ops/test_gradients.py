@@ -21,8 +21,8 @@ from bevfusion_enhanced.models.attention import (
     GlobalContextAttention,
     SpatialAttention,
 )
+from bevfusion_enhanced.models.camera.swin import windows_of
 from bevfusion_enhanced.models.camera.view_transform import LSSTransform
-from bevfusion_enhanced.models.camera.window_attention import windows_of
 from bevfusion_enhanced.models.heads.bev_map import BEVGridTransform
 from bevfusion_enhanced.models.heads.transfusion_coder import BoxCode, TransFusionBBoxCoder
 from bevfusion_enhanced.models.heads.transfusion_proposals import local_maxima

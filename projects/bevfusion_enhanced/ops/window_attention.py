@@ -168,3 +168,19 @@ def attend_in_windows(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windo
         (B, L, C).
     """
     return _WindowAttention.apply(qkv, padding, bias, windows, scale)
+
+
+def attend_at_once(qkv: Tensor, padding: Tensor, bias: Tensor, windows: Windows, *,
+                   scale: float) -> Tensor:
+    """The same of all windows at once by PyTorch's own kernel, which suits a GPU."""
+    B = len(qkv)
+    heads, side = bias.shape[:2]
+    rows = torch.cat([qkv, padding.expand(B, 1, -1)], dim=1).index_select(1, windows.source)
+    rows = rows.view(-1, side, 3, heads, qkv.shape[2] // (3 * heads))              # (B*V, N, ...)
+    query, key, value = rows.permute(2, 0, 3, 1, 4)                                # (B*V, h, N, d)
+    bias = bias[None]
+    if windows.mask is not None:
+        bias = (bias + windows.mask).repeat(B, 1, 1, 1)
+    seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype),
+                                          scale=scale)
+    return seen.transpose(1, 2).reshape(B, -1, qkv.shape[2] // 3).index_select(1, windows.place)

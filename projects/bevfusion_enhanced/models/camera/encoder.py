@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bevfusion_enhanced.models.calibration import Calibration
 from bevfusion_enhanced.models.camera.backbones import forget_geometry
-from bevfusion_enhanced.models.camera.window_attention import lean_blocks
+from bevfusion_enhanced.models.camera.swin import lean_blocks
 from bevfusion_enhanced.ops.layout import for_convolution
 
 

@@ -18,18 +18,16 @@ from typing import Tuple
 
 import torch
 from mmcv.cnn.bricks.transformer import FFN
-from mmdet.models.backbones.swin import SwinBlock, WindowMSA
+from mmdet.models.backbones.swin import ShiftWindowMSA, SwinBlock, WindowMSA
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bevfusion_enhanced.ops.feed_forward import feed_forward
 from bevfusion_enhanced.ops.precision import computed_dtype
 from bevfusion_enhanced.ops.row_sums import runs_eagerly_on_cpu
-from bevfusion_enhanced.ops.window_attention import Windows, attend_in_windows
+from bevfusion_enhanced.ops.window_attention import Windows, attend_at_once, attend_in_windows
 
 CACHED_TOKENS = 1024  # whose hidden features of an FFN fit into a core's second-level cache
-ATTENTION_TOKENS = 2048  # that attention works on at a time, or one image's where that is more
 FORBIDDEN = -100.0  # what MMDetection adds to the attention between tokens that are no neighbours
 
 
@@ -82,16 +80,7 @@ class LeanSwinBlock(SwinBlock):
         return self._predict(x, hw_shape)
 
     def _train(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
-        attention = self.attn.w_msa
-        windows = windows_of(*hw_shape, window=self.attn.window_size, shift=self.attn.shift_size,
-                             device=x.device)
-        qkv = attention.qkv(self.norm1(x))                                         # (B, L, 3C)
-        padding = attention.qkv.bias
-        if padding is None:
-            padding = qkv.new_zeros(qkv.shape[2])
-        seen = attend_in_windows(qkv, padding.to(qkv.dtype), _position_bias(attention), windows,
-                                 scale=attention.scale)
-        x = self.attn.drop(attention.proj(seen)) + x
+        x = self.attn.drop(_attend(self.attn, self.norm1(x), hw_shape)) + x
         tokens = self.norm2(x).flatten(0, 1)
         (into, *_), out_of, _ = self.ffn.layers
         y = feed_forward(tokens.to(computed_dtype(tokens)), into.weight, into.bias, out_of.weight,
@@ -99,13 +88,7 @@ class LeanSwinBlock(SwinBlock):
         return x + self.ffn.dropout_layer(y.view_as(x))
 
     def _predict(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
-        attention = self.attn
-        windows = windows_of(*hw_shape, window=attention.window_size, shift=attention.shift_size,
-                             device=x.device)
-        bias = _attention_bias(attention.w_msa, windows)
-        at_once = max(1, ATTENTION_TOKENS // x.shape[1])
-        x = torch.cat([part + _attend(attention.w_msa, self.norm1(part), windows, bias)
-                       for part in x.split(at_once)])
+        x = x + _attend(self.attn, self.norm1(x), hw_shape)
         parts = x.flatten(0, 1).split(CACHED_TOKENS)
         return torch.cat([self.ffn(self.norm2(part), identity=part) for part in parts]).view_as(x)
 
@@ -131,28 +114,17 @@ def _position_bias(attention: WindowMSA) -> Tensor:
     return table.view(side, side, -1).permute(2, 0, 1).contiguous()
 
 
-def _attention_bias(attention: WindowMSA, windows: Windows) -> Tensor:
-    """What is added to the attention: (1 or V, h, N, N)."""
-    bias = _position_bias(attention)[None]
-    return bias if windows.mask is None else bias + windows.mask
-
-
-def _attend(attention: WindowMSA, x: Tensor, windows: Windows, bias: Tensor) -> Tensor:
+def _attend(attention: ShiftWindowMSA, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
     """Attention within windows of normalised tokens (B, L, C): (B, L, C)."""
-    B, L, C = x.shape
-    heads, side = attention.num_heads, bias.shape[-1]
-    padding = attention.qkv.bias
-    qkv = attention.qkv(x)                                                         # (B, L, 3C)
-    fill = (qkv.new_zeros(3 * C) if padding is None else padding.to(qkv.dtype))
-    qkv = torch.cat([qkv, fill.expand(B, 1, -1)], dim=1)
-    qkv = qkv.index_select(1, windows.source).view(-1, side, 3, heads, C // heads)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)                                 # (B*V, h, N, d)
-    if len(bias) > 1 and B > 1:
-        bias = bias.repeat(B, 1, 1, 1)
-    seen = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype),
-                                          scale=attention.scale)
-    seen = seen.transpose(1, 2).reshape(B, -1, C).index_select(1, windows.place)   # (B, L, C)
-    return attention.proj(seen)
+    layers = attention.w_msa
+    windows = windows_of(*hw_shape, window=attention.window_size, shift=attention.shift_size,
+                         device=x.device)
+    bias = _position_bias(layers)
+    qkv = layers.qkv(x)                                                            # (B, L, 3C)
+    padding = layers.qkv.bias
+    padding = qkv.new_zeros(qkv.shape[2]) if padding is None else padding.to(qkv.dtype)
+    attend = attend_in_windows if runs_eagerly_on_cpu(x) else attend_at_once
+    return layers.proj(attend(qkv, padding, bias, windows, scale=layers.scale))
 
 
 def lean_blocks(module: nn.Module) -> None:

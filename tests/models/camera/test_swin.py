@@ -6,7 +6,7 @@ import torch
 from mmdet.models.backbones import SwinTransformer
 from mmdet.models.backbones.swin import SwinBlock
 
-from bevfusion_enhanced.models.camera.window_attention import (
+from bevfusion_enhanced.models.camera.swin import (
     LeanSwinBlock,
     lean_blocks,
     windows_of,
