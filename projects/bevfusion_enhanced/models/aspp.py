@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevfusion_enhanced.errors import ConfigError
+from bevfusion_enhanced.models.recompute import recomputed
 from bevfusion_enhanced.ops.group_norm import GroupNorm
 
 
@@ -23,11 +24,14 @@ class ASPP(BaseModule):
         out_channels: O; each branch has as many, and so has the result.
         dilations: cells between the taps of each 3x3 branch; the first branch is a 1x1.
         num_groups: groups of every norm.
+        with_cp: keep less for the backward pass, see `models/recompute.py`.
     """
 
     def __init__(self, *, in_channels: int, out_channels: int,
-                 dilations: Sequence[int] = (6, 12, 18), num_groups: int = 32) -> None:
+                 dilations: Sequence[int] = (6, 12, 18), num_groups: int = 32,
+                 with_cp: bool = False) -> None:
         super().__init__()
+        self.with_cp = with_cp
         if out_channels % num_groups:
             raise ConfigError(f'out_channels of ASPP must be a multiple of num_groups '
                               f'({num_groups}), got {out_channels}')
@@ -49,8 +53,14 @@ class ASPP(BaseModule):
         pooled = x.mean(dim=(2, 3), keepdim=True)                                 # (B, C, 1, 1)
         pooled = F.relu(self.global_norm(self.global_conv(pooled)))               # (B, O, 1, 1)
         shift = F.conv2d(pooled, for_pooled)                                      # (B, O, 1, 1)
+        run = recomputed(_fold_in) if self.with_cp else _fold_in
         fused: Optional[Tensor] = None
         for conv, norm, weight in zip(self.convs, self.bns, weights):
-            branch = F.conv2d(F.relu(norm(conv(x)), inplace=True), weight)        # (B, O, X, Y)
+            branch = run(conv(x), norm, weight)                                   # (B, O, X, Y)
             fused = branch + shift if fused is None else fused.add_(branch)
         return F.relu(self.project_norm(fused), inplace=True)
+
+
+def _fold_in(branch: Tensor, norm: nn.Module, weight: Tensor) -> Tensor:
+    """What one branch adds to the fused map."""
+    return F.conv2d(F.relu(norm(branch), inplace=True), weight)

@@ -75,6 +75,20 @@ def test_a_switch_removes_its_part_and_nothing_else(switch, gone):
     assert any(name.endswith('/aux') for name in losses) == (switch != 'deep_supervision')
 
 
+def test_with_cp_changes_neither_losses_nor_gradients_nor_predictions():
+    losses, heads = [], [toy_head(dropout=0.3), toy_head(dropout=0.3, with_cp=True)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    bev = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    for head in heads:
+        torch.manual_seed(1)  # the same channels are dropped
+        losses.append(head.loss(bev, toy_samples()).losses)
+        sum(losses[-1].values()).backward()
+    assert losses[0] == losses[1]
+    for mine, theirs in zip(*(head.parameters() for head in heads)):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    assert torch.equal(*(head.eval()(bev) for head in heads))
+
+
 def test_one_classifier_for_all_classes():
     head = toy_head(per_class_classifiers=False)
     assert [k for k in head.state_dict() if k.startswith('classifiers.') and '.3.' in k] == [

@@ -17,6 +17,7 @@ from bevfusion_enhanced.models.attention import ChannelAttention, SpatialAttenti
 from bevfusion_enhanced.models.heads.base import TaskLosses
 from bevfusion_enhanced.models.heads.bev_map import BEVMapHead
 from bevfusion_enhanced.models.losses import dice_loss, sigmoid_cross_entropy, sigmoid_focal_loss
+from bevfusion_enhanced.models.recompute import keep_convolutions_only
 from bevfusion_enhanced.ops.group_norm import GroupNorm
 
 # Share of positives that an untrained classifier predicts: with a focal loss, starting at one half
@@ -46,6 +47,7 @@ class EnhancedBEVSegmentationHead(BEVMapHead):
         focal_gamma: focus of the focal loss.
         decoder_channels: F, then the width of each decoder layer.
         dropout: probability of zeroing a channel after each decoder layer while training.
+        with_cp: keep less for the backward pass, see `models/recompute.py`.
         use_aspp, use_channel_attention, use_spatial_attention, per_class_classifiers: switches.
 
     Raises:
@@ -59,8 +61,10 @@ class EnhancedBEVSegmentationHead(BEVMapHead):
                  focal_alpha: float = 0.25, focal_gamma: float = 2.0,
                  decoder_channels: Sequence[int] = (256, 256, 128, 128), dropout: float = 0.1,
                  use_aspp: bool = True, use_channel_attention: bool = True,
-                 use_spatial_attention: bool = True, per_class_classifiers: bool = True) -> None:
+                 use_spatial_attention: bool = True, per_class_classifiers: bool = True,
+                 with_cp: bool = False) -> None:
         super().__init__(classes=classes, grid_transform=grid_transform, loss=loss)
+        self.with_cp = with_cp
         if len(decoder_channels) < 2:
             raise ConfigError('decoder_channels needs the feature channels and at least one '
                               f'decoder layer, got {list(decoder_channels)}')
@@ -75,7 +79,7 @@ class EnhancedBEVSegmentationHead(BEVMapHead):
         if use_aspp:
             # its global branch normalises a single cell: a group is all that it can compare
             self.aspp = ASPP(in_channels=in_channels, out_channels=features,
-                             num_groups=_groups(features, smallest=8))
+                             num_groups=_groups(features, smallest=8), with_cp=with_cp)
         else:
             self.reduce = nn.Sequential(nn.Conv2d(in_channels, features, 1, bias=False),
                                         GroupNorm(_groups(features), features),
@@ -112,6 +116,9 @@ class EnhancedBEVSegmentationHead(BEVMapHead):
             x = self.channel_attn(x)
         if self.spatial_attn is not None:
             x = self.spatial_attn(x)
+        if self.with_cp:
+            x = keep_convolutions_only(self.decoder, x)
+            return torch.cat([keep_convolutions_only(c, x) for c in self.classifiers], dim=1)
         x = self.decoder(x)
         return torch.cat([classifier(x) for classifier in self.classifiers], dim=1)
 
