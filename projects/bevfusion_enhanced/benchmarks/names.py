@@ -18,7 +18,7 @@ NAMES: Dict[str, str] = {
     'mmdetection3d_forward': 'prediction of boxes beside MMDetection3D itself',
     'mmdetection3d_step': 'the step of detection beside MMDetection3D itself',
     'training_step': 'the whole model, forward, backward and update',
-    'training_step_bf16': 'the same in bfloat16, with checkpoints in the image backbone',
+    'training_step_bf16': 'the same in bfloat16',
     'bf16_forward': 'prediction in bfloat16, and what it costs in accuracy',
     'startup_help': 'tools/train.py --help',
     'import': 'import of the package',
