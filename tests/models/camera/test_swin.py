@@ -70,6 +70,19 @@ def test_what_it_is_not_for_trains_as_mmdetection_wrote_it(option, monkeypatch):
     assert torch.equal(*outputs)
 
 
+def test_what_a_prediction_left_behind_serves_training(backbone):
+    lean_blocks(backbone)
+    images = torch.randn(1, 3, 52, 68)
+    windows_of.cache_clear()
+    with torch.inference_mode():
+        predicted = backbone(images)
+    levels = backbone(images)
+    for ours, expected in zip(levels, predicted):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    sum(level.sum() for level in levels).backward()
+    assert all(p.grad.isfinite().all() for p in backbone.stages.parameters())
+
+
 def test_without_a_bias_of_queries_and_keys(backbone):
     torch.manual_seed(0)
     model = SwinTransformer(embed_dims=16, depths=(2,), num_heads=(1,), strides=(4,),
