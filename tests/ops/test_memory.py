@@ -13,10 +13,10 @@ if {kept}:
 torch.set_num_threads(1)
 def fill():
     torch.ones(2 ** 24)  # 64 MiB
-for _ in range(8):  # until freed pieces have grown together
+for _ in range(40):  # until freed pieces have grown together: 5 to 9 times were seen to do
     fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(10):
     fill()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 '''
@@ -30,4 +30,4 @@ def test_memory_is_asked_for_once_and_not_each_time():
         done = subprocess.run([sys.executable, '-c', COUNT.format(kept=kept)], check=True,
                               capture_output=True, text=True, env={'BEVFUSION_ENHANCED_LAZY': '1'})
         faults[kept] = int(done.stdout.split()[-1])
-    assert faults[True] < 100 < faults[False]
+    assert faults[True] < faults[False] / 10
