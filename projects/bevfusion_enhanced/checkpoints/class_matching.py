@@ -227,8 +227,8 @@ def _layout(state: StateDict, head: str, class_list: str, *,
             one_is_joint: bool = False) -> _Layout:
     axes: Dict[str, int] = {}
     modules: Dict[str, Tuple[int, str, str]] = {}
-    for key in state:
-        if not key.startswith(f'{head}.') or not torch.is_tensor(state[key]):
+    for key in [key for key in state if key.startswith(f'{head}.')]:
+        if not torch.is_tensor(state[key]):
             continue
         below = key[len(head) + 1:]
         for pattern, classes, axis in _BY_AXIS:

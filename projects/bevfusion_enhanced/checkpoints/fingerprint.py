@@ -78,15 +78,35 @@ def fingerprint_of(checkpoint: Mapping[str, Any], *, source: str = 'checkpoint'
     record = _mapping(meta.get(META_KEY))
     if record.get('format', 0) == FORMAT:
         return dict(record)
-    text = meta.get('cfg')
-    text = text if isinstance(text, str) else ''
-    try:
-        geometry = geometry_of(parse_config_text(text))
-    except CheckpointError:
-        text, geometry = '', {}
+    text, geometry = _config_of(meta)
     return make_fingerprint(
         weights_of(checkpoint, source=source), version=str(record.get('version', '')),
         class_lists=class_lists_of(meta), config_text=text, geometry=geometry)
+
+
+def trained_geometry(checkpoint: Mapping[str, Any], *, source: str = 'checkpoint'
+                     ) -> Dict[str, Any]:
+    """The geometry of a checkpoint's fingerprint alone; see `fingerprint_of`.
+
+    Raises:
+        CheckpointError: It was written by a newer version.
+    """
+    meta = _mapping(checkpoint.get('meta'))
+    require_readable(meta, source=source)
+    record = _mapping(meta.get(META_KEY))
+    if record.get('format', 0) == FORMAT:
+        return dict(record['geometry'])
+    return _config_of(meta)[1]
+
+
+def _config_of(meta: Mapping[str, Any]) -> Tuple[str, Dict[str, Any]]:
+    """The config's text among metadata, and its geometry; nothing of one that cannot be read."""
+    text = meta.get('cfg')
+    text = text if isinstance(text, str) else ''
+    try:
+        return text, geometry_of(parse_config_text(text))
+    except CheckpointError:
+        return '', {}
 
 
 def require_readable(meta: Optional[Mapping[str, Any]], *, source: str = 'checkpoint') -> None:

@@ -12,11 +12,14 @@ from .state_dict import StateDict
 def refuse_not_finite(weights: StateDict, report: LoadReport) -> None:
     """Refuse weights that hold NaN or Inf where they would be used.
 
-    One pass: a tensor is looked at twice only where its sum is not finite.
+    One pass: tensors are looked at a second time only where a sum is not finite.
 
     Raises:
         CheckpointError: Names the modules, with the number of such values in each.
     """
+    sums = [_sum(weights[record.key]) for record in report.reused]
+    if torch.isfinite(torch.tensor([float(value) for value in sums])).all():
+        return
     counts: Dict[str, int] = Counter()
     for record in report.reused:
         broken = count_not_finite(weights[record.key])
@@ -34,11 +37,20 @@ def refuse_not_finite(weights: StateDict, report: LoadReport) -> None:
 
 def count_not_finite(value: torch.Tensor) -> int:
     """Number of NaN and Inf in a tensor; of any type."""
-    if not (value.is_floating_point() or value.is_complex()):
+    if torch.isfinite(_sum(value)):
         return 0
+    if value.element_size() == 1:
+        value = value.float()
+    return value.numel() - int(torch.isfinite(value).sum())  # 0 where only the sum is too large
+
+
+def _sum(value: torch.Tensor) -> torch.Tensor:
+    """A scalar that is finite only if all values are; 0 where they cannot but be."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return torch.zeros(())
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
     if value.element_size() == 1:  # 8-bit floats have no sum
         value = value.float()
     half = value.element_size() == 2  # whose sum would overflow
-    if torch.isfinite(value.sum(dtype=torch.float32 if half else None)):
-        return 0
-    return value.numel() - int(torch.isfinite(value).sum())  # 0 where only the sum is too large
+    return value.sum(dtype=torch.float32 if half else None)

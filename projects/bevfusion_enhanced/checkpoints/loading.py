@@ -32,7 +32,7 @@ from .class_matching import (
     rearrange,
 )
 from .explain import Change, explain_change
-from .fingerprint import CLASS_LISTS, class_lists_of, fingerprint_of
+from .fingerprint import CLASS_LISTS, class_lists_of, trained_geometry
 from .finite import refuse_not_finite
 from .matching import Combined, LoadReport, combine, fill, match, module_of
 from .naming import Translation, translate
@@ -161,7 +161,7 @@ def _open(pairs: Sequence[Tuple[LoadSource, Optional[Mapping[str, Any]]]], model
         weights, note = spread_decoder(translation.weights, model)
         if note is not None:
             translation = replace(translation, weights=weights, notes=(*translation.notes, note))
-        trained_for = fingerprint_of(checkpoint, source=source.path)['geometry']
+        trained_for = trained_geometry(checkpoint, source=source.path)
         files[source.path] = _File(
             translation, class_lists_of(checkpoint.get('meta')),
             _changes_of_meaning(translation, trained_for, model, geometry))

@@ -6,6 +6,7 @@ other shapes, so freshly initialised too).
 """
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -37,6 +38,7 @@ _MODULE_DEPTH = {'encoders': 3, 'decoder': 2, 'task_decoders': 3, 'heads': 2, 't
 _ALMOST_NOTHING = 0.01
 
 
+@lru_cache(maxsize=1 << 14)  # asked for each tensor several times
 def module_of(key: str) -> str:
     """The module that a report files a tensor under, for example `encoders.camera.backbone`."""
     parts = key.split('.')
@@ -192,14 +194,16 @@ def match(model: Mapping[str, Any], checkpoint: Mapping[str, Any], *,
     partly_fresh = partly_fresh or {}
     reused, missing, mismatched = [], [], []
     for key, value in model.items():
+        shape = _shape(value)
         count = _count(value) if parameters is None or key in parameters else 0
         if key not in checkpoint:
-            missing.append(TensorRecord(key, _shape(value), count))
-        elif _shape(checkpoint[key]) != _shape(value) or not torch.is_tensor(checkpoint[key]):
-            mismatched.append(Mismatch(key, _shape(value), _shape(checkpoint[key]), count))
+            missing.append(TensorRecord(key, shape, count))
+            continue
+        theirs = checkpoint[key]
+        if torch.is_tensor(theirs) and _shape(theirs) == shape:
+            reused.append(TensorRecord(key, shape, count, min(partly_fresh.get(key, 0), count)))
         else:
-            reused.append(TensorRecord(key, _shape(value), count,
-                                       min(partly_fresh.get(key, 0), count)))
+            mismatched.append(Mismatch(key, shape, _shape(theirs), count))
     unexpected = [TensorRecord(key, _shape(value), _count(value))
                   for key, value in checkpoint.items() if key not in model]
     return LoadReport(

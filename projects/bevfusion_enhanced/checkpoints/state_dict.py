@@ -1,6 +1,6 @@
 """The weights inside a checkpoint, whatever they were wrapped in."""
 from collections import OrderedDict
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -101,10 +101,10 @@ def _averaged_in_message_hub(checkpoint: Mapping[str, Any], raw: Optional[str]
     info = hub.get('runtime_info') if isinstance(hub, Mapping) else None
     if raw is None or ours or not isinstance(info, Mapping):
         return None
-    expected = set(_without_prefixes(list(checkpoint[raw]))[0])
+    expected = set(_without_prefixes(_strings(checkpoint[raw]))[0])
     for name, state in info.items():
         if _has_tensors(state):
-            found = set(_without_prefixes(list(state))[0]) - set(_COUNTERS)
+            found = set(_without_prefixes(_strings(state))[0]) - set(_COUNTERS)
             if found == expected:
                 return f'message_hub.runtime_info.{name}', state
     return None
@@ -120,17 +120,17 @@ def _without_prefixes(names: Sequence[str]) -> Tuple[List[str], List[str]]:
     found: Optional[str] = ''
     while found is not None:
         found = next((p for p in _WRAPPERS
-                      if sum(_starts(name, p) for name in names) * 2 > len(names)), None)
+                      if sum(name.startswith(p) for name in names) * 2 > len(names)), None)
         if found is not None:
-            shorter = [name[len(found):] if _starts(name, found) else name for name in names]
+            shorter = [name.removeprefix(found) for name in names]
             if len(set(shorter)) < len(names):
                 break
             names, prefixes = shorter, [*prefixes, found]
     return names, prefixes
 
 
-def _starts(name: Any, prefix: str) -> bool:
-    return isinstance(name, str) and name.startswith(prefix)
+def _strings(names: Iterable[Any]) -> List[str]:
+    return [name for name in names if isinstance(name, str)]
 
 
 def _has_tensors(state: Any) -> bool:
