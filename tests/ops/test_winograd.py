@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bevfusion_enhanced.ops import winograd
+from bevfusion_enhanced.ops import winograd, winograd_tiles
 from bevfusion_enhanced.ops.winograd import conv2d, use_fewer_multiplications, winograd_conv2d
+from bevfusion_enhanced.ops.winograd_tiles import F2, F4
 
 SHAPES = [  # of the input, padding, dilation: whole tiles, ragged ones, narrow, several samples
     ((1, 3, 8, 8), 1, 1), ((2, 4, 9, 7), 1, 1), ((1, 2, 3, 3), 0, 1), ((3, 2, 5, 14), 2, 1),
@@ -22,7 +23,7 @@ def large() -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(1, 128, 64, 72), 0.05 * torch.randn(128, 128, 3, 3), torch.randn(128)
 
 
-@pytest.mark.parametrize('scheme', [winograd._F4, winograd._F2], ids=['F4', 'F2'])
+@pytest.mark.parametrize('scheme', [F4, F2], ids=['F4', 'F2'])
 @pytest.mark.parametrize('at_once', [1, 7, 10_000])
 @pytest.mark.parametrize('shape, padding, dilation', SHAPES)
 def test_it_is_the_convolution_with_its_gradients(shape, padding, dilation, at_once, scheme,
@@ -166,8 +167,8 @@ class TestModules:
 
 
 def test_what_a_prediction_left_behind_serves_training(large):
-    winograd._cells_of_points.cache_clear()
-    winograd._points_of_outputs.cache_clear()
+    winograd_tiles._cells_of_points.cache_clear()
+    winograd_tiles._points_of_outputs.cache_clear()
     with torch.inference_mode():
         expected = winograd_conv2d(*large, padding=1)
     inputs = [value.clone().requires_grad_() for value in large]
@@ -175,3 +176,14 @@ def test_what_a_prediction_left_behind_serves_training(large):
     assert torch.equal(out, expected)
     out.sum().backward()
     assert all(value.grad.isfinite().all() for value in inputs)
+
+
+@pytest.mark.parametrize('wanted', [0, 1], ids=['input', 'weight'])
+def test_either_gradient_alone_is_what_it_is_beside_the_other(wanted):
+    torch.manual_seed(2)
+    inputs = [torch.randn(2, 3, 9, 14), torch.randn(5, 3, 3, 3)]
+    both = [value.clone().requires_grad_() for value in inputs]
+    winograd_conv2d(*both, padding=1).square().sum().backward()
+    inputs[wanted].requires_grad_()
+    winograd_conv2d(*inputs, padding=1).square().sum().backward()
+    assert torch.equal(inputs[wanted].grad, both[wanted].grad)
