@@ -32,6 +32,7 @@ from bevfusion_enhanced.ops import rotated_boxes
 from bevfusion_enhanced.ops.bev_pool import bev_pool, plan_pooling
 from bevfusion_enhanced.ops.dropped_attention import _MaskedAttention
 from bevfusion_enhanced.ops.feed_forward import feed_forward
+from bevfusion_enhanced.ops.gathered_conv import gathered_conv
 from bevfusion_enhanced.ops.group_norm import _GroupNorm
 from bevfusion_enhanced.ops.window_attention import attend_in_windows
 from bevfusion_enhanced.ops.winograd import winograd_conv2d
@@ -43,6 +44,7 @@ OWN_BACKWARD = {
     'ops/bev_pool.py:_BEVPool': 'bev_pool',
     'ops/dropped_attention.py:_MaskedAttention': 'attention_with_a_mask',
     'ops/feed_forward.py:_FeedForward': 'feed_forward_network',
+    'ops/gathered_conv.py:_GatheredConv': 'gathered_convolution',
     'ops/group_norm.py:_GroupNorm': 'group_norm',
     'ops/mmcv_ext.py:sigmoid_focal_loss_backward': 'mmcv_focal_loss',
     'ops/row_sums.py:_RowSums': 'bev_grid_transform',
@@ -249,6 +251,13 @@ def submanifold_convolution() -> Case:
 def strided_sparse_convolution() -> Case:
     return of_sparse_conv(StridedConv(in_channels=2, out_channels=3, kernel_size=3, stride=2,
                                       padding=1))
+
+
+@case
+def gathered_convolution() -> Case:
+    neighbours = torch.tensor([[3, 0, 1], [0, 1, 3], [3, 2, 3]], dtype=torch.int32)
+    return (lambda x, weight: gathered_conv(x, weight, neighbours),
+            (normal(3, 2), normal(4, 3, 2)))
 
 
 @pytest.mark.parametrize('name', CASES)

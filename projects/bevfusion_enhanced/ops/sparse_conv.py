@@ -64,6 +64,7 @@ class ConvPlan:
             torch.arange(len(pairs), dtype=torch.int32), lengths)                 # (P)
         self.num_inputs = num_inputs
         self.num_outputs = num_outputs
+        self.num_taps = len(pairs)
 
     @cached_property
     def by_output(self) -> List[_Band]:
@@ -74,6 +75,13 @@ class ConvPlan:
     def by_input(self) -> List[_Band]:
         """The input rows in bands; the backward pass alone needs it."""
         return _bands(self._outputs, self._inputs, self._tap, num_targets=self.num_inputs)
+
+    @cached_property
+    def neighbours(self) -> Tensor:
+        """The input row that every output meets under every tap, (M, K) int32; N for none."""
+        rows = torch.full((self.num_outputs, self.num_taps), self.num_inputs, dtype=torch.int32)
+        rows[self._outputs, self._tap] = self._inputs
+        return rows
 
 
 def _bands(sources: Tensor, targets: Tensor, tap: Tensor, *, num_targets: int) -> List[_Band]:

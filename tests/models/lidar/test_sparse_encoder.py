@@ -11,7 +11,11 @@ from spconv.pytorch import SparseConvTensor
 from torch.testing import assert_close
 
 from bevfusion_enhanced.errors import ConfigError
-from bevfusion_enhanced.models.lidar.sparse_encoder import BEVFusionSparseEncoder, StridedConv
+from bevfusion_enhanced.models.lidar.sparse_encoder import (
+    BEVFusionSparseEncoder,
+    SparseBasicBlock,
+    StridedConv,
+)
 
 SHAPE = (16, 24, 41)
 
@@ -159,12 +163,43 @@ def test_every_weight_gets_a_gradient():
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in encoder.parameters())
 
 
-def test_autocast_leaves_it_in_float32():
-    encoder = build()
+def rounded(encoder, *, enabled=True):
     features, coords = voxels()
-    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
-        out = encoder(features.bfloat16(), coords, 2)
-    assert out.dtype == torch.float32
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+        return encoder(features, coords, 2)
+
+
+def test_autocast_rounds_layers_and_leaves_the_map_in_float32():
+    encoder = build()
+    with torch.no_grad():
+        exact, half = rounded(encoder, enabled=False), rounded(encoder)
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    assert (half - exact).std() < 0.01 * exact.std()
+
+
+def test_autocast_leaves_coordinates_as_they_are():
+    """Of 54.03 m bfloat16 keeps 54."""
+    encoder, seen = build(), []
+    encoder.conv_input[0].register_forward_hook(lambda _, given, out: seen.append(out.features))
+    with torch.no_grad():
+        rounded(encoder)
+        rounded(encoder, enabled=False)
+    assert torch.equal(*seen)
+
+
+def test_autocast_trains_a_block_with_gradients_like_the_exact_ones():
+    features, coords = voxels(count=3000)
+    gradients = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        block = SparseBasicBlock(channels=5, norm_cfg=dict(type='BN1d'), indice_key='a')
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+            out = block(SparseConvTensor(features, coords, list(SHAPE), 2)).features
+        (out * torch.randn_like(out)).mean().backward()
+        gradients.append([parameter.grad for parameter in block.parameters()])
+    for exact, half in zip(*gradients, strict=True):
+        assert half.dtype == torch.float32
+        assert F.cosine_similarity(half.flatten(), exact.flatten(), dim=0) > 0.99
 
 
 def through_torch(state):
