@@ -13,6 +13,7 @@ BENCHMARKS: Dict[str, str] = {
     'hungarian_cost': 'operators:hungarian_cost',
     'box_decoding': 'operators:box_decoding',
     'convolution': 'layers:convolution',
+    'sparse_convolution': 'layers:sparse_convolution',
     'cross_attention': 'layers:cross_attention',
     'map_masks': 'map_drawing:map_masks',
     'map_masks_small': 'map_drawing:map_masks_small',

@@ -1,10 +1,13 @@
 """Layers of the training step that are not PyTorch's own, forward and backward.
 
-Shapes: P proposals, X and Y cells.
+Shapes: P proposals, X and Y cells, V voxels.
 """
 from typing import Tuple
 
 import torch
+from spconv.pytorch import ConvAlgo
+from spconv.pytorch import functional as spconv_functional
+from spconv.pytorch import ops as spconv_ops
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,8 +18,11 @@ from bevfusion_enhanced.benchmarks.measure import (
     peak_growth_mb,
     side_by_side,
 )
+from bevfusion_enhanced.benchmarks.scene import cloud
 from bevfusion_enhanced.ops.dropped_attention import dropped_attention
+from bevfusion_enhanced.ops.gathered_conv import gathered_conv
 from bevfusion_enhanced.ops.memory import keep_freed_memory
+from bevfusion_enhanced.ops.sparse_conv import plan_convolution, sparse_conv
 from bevfusion_enhanced.ops.winograd import winograd_conv2d
 
 CHANNELS = (512, 256)  # into and out of a branch of the map head's ASPP
@@ -24,6 +30,9 @@ MAP_SIZE = (200, 200)
 DILATION = 6
 KEYS, PROPOSALS, HEADS, WIDTH = 180 * 180, 200, 8, 16
 DROPOUT = 0.1
+VOXEL = (0.3, 0.3, 0.8)  # metres along x, y, z on the third grid of the sparse encoder
+GRID = (360, 360, 11)
+VOXEL_CHANNELS = 64
 
 
 def convolution() -> Measurement:
@@ -86,3 +95,55 @@ def cross_attention() -> Measurement:
         conditions=f'{PROPOSALS} proposals, {KEYS:,} cells, {HEADS} heads of {WIDTH} channels, '
                    f'dropout {DROPOUT}, forward and backward; equal without dropout',
         details={'reference_peak_mb': round(peaks[1], 1)})
+
+
+def _voxels() -> Tensor:
+    """The cloud's (V, 4) on the third grid of the sparse encoder, in order of place."""
+    cells = (cloud()[:, :3] / torch.tensor(VOXEL) + torch.tensor(GRID) / 2).int()
+    inside = ((cells >= 0) & (cells < torch.tensor(GRID))).all(1)
+    return F.pad(cells[inside], (1, 0)).unique(dim=0)
+
+
+def sparse_convolution() -> Measurement:
+    """A submanifold layer of the sparse encoder; the reference is spconv's for CPUs."""
+    generator = torch.Generator().manual_seed(0)
+    voxels = _voxels()
+    table, counts = spconv_ops.get_indice_pairs(
+        voxels, 1, list(GRID), ConvAlgo.Native, [3] * 3, [1] * 3, [1] * 3, [1] * 3, [0] * 3,
+        subm=True)[1:]
+    plan = plan_convolution(table, counts, num_inputs=len(voxels), num_outputs=len(voxels),
+                            submanifold=True)
+    x = torch.randn(len(voxels), VOXEL_CHANNELS, generator=generator).requires_grad_()
+    weight = (0.02 * torch.randn(VOXEL_CHANNELS, 3, 3, 3, VOXEL_CHANNELS, generator=generator)
+              ).requires_grad_()
+    half = x.detach().bfloat16().requires_grad_()
+    towards = torch.randn(len(voxels), VOXEL_CHANNELS, generator=generator)
+
+    def ours() -> Tuple[Tensor, ...]:
+        y = sparse_conv(x, weight.flatten(1, 3), plan)
+        return (y.detach(), *torch.autograd.grad(y, (x, weight), towards))
+
+    def reference() -> Tuple[Tensor, ...]:
+        y = spconv_functional.indice_subm_conv(x, weight, table, counts, len(voxels),
+                                               ConvAlgo.Native)
+        return (y.detach(), *torch.autograd.grad(y, (x, weight), towards))
+
+    def in_bfloat16() -> Tuple[Tensor, ...]:
+        y = gathered_conv(half, weight.flatten(1, 3), plan.neighbours)
+        return torch.autograd.grad(y, (half, weight), towards.bfloat16())
+
+    for mine, theirs in zip(ours(), reference()):
+        check_equal(mine / theirs.abs().max(), theirs / theirs.abs().max(), atol=1e-5)
+    peak = peak_growth_mb(ours)
+    keep_freed_memory()
+    ours_ms, reference_ms = side_by_side(ours, reference, repeats=7)
+    half_ms = milliseconds(in_bfloat16, repeats=7)
+    with torch.no_grad():
+        forward_ms = milliseconds(lambda: sparse_conv(x, weight.flatten(1, 3), plan), repeats=7)
+    pairs = int((plan.neighbours < len(voxels)).sum())
+    return Measurement(
+        ours_ms=ours_ms, reference_ms=reference_ms, peak_mb=peak,
+        operations=3 * 2.0 * pairs * VOXEL_CHANNELS ** 2,
+        conditions=f'{len(voxels):,} voxels, {pairs:,} pairs, {VOXEL_CHANNELS} channels, forward '
+                   'and both gradients; the pairs are there',
+        details={'forward_ms': round(forward_ms, 1), 'bfloat16_ms': round(half_ms, 1)})

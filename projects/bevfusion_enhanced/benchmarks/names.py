@@ -10,6 +10,7 @@ NAMES: Dict[str, str] = {
     'hungarian_cost': 'proposals and boxes to pairs',
     'box_decoding': 'codes to boxes',
     'convolution': 'a 3x3 convolution of the map head, with its gradients',
+    'sparse_convolution': 'a layer of the sparse encoder, with its gradients',
     'cross_attention': 'proposals that look at the map while training',
     'map_masks': 'map masks of a patch, map of official size',
     'map_masks_small': 'the same on a small map',
