@@ -227,12 +227,13 @@ def _layout(state: StateDict, head: str, class_list: str, *,
             one_is_joint: bool = False) -> _Layout:
     axes: Dict[str, int] = {}
     modules: Dict[str, Tuple[int, str, str]] = {}
-    for key in [key for key in state if key.startswith(f'{head}.')]:
-        if not torch.is_tensor(state[key]):
+    prefix = f'{head}.'
+    for key, value in state.items():
+        if not key.startswith(prefix) or not torch.is_tensor(value):
             continue
-        below = key[len(head) + 1:]
+        below = key.removeprefix(prefix)
         for pattern, classes, axis in _BY_AXIS:
-            if (classes == class_list and state[key].dim() > axis
+            if (classes == class_list and value.dim() > axis
                     and pattern.fullmatch(below)):
                 axes[key] = axis
         for name, classes in _BY_MODULE:

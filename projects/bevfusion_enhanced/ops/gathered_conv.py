@@ -3,8 +3,9 @@
 `sparse_conv` multiplies the pairs of every tap by themselves, as many as there happen to be.
 oneDNN, which multiplies bfloat16, prepares itself for every new size of a matrix, and takes longer
 for that than for the products. Here a band of voxels gathers what it sees under all taps, zeros
-where there is no neighbour, and takes one product of a size that does not depend on the data. Where
-a third of the taps or more meet a voxel, the faster products make up for those with zeros.
+where there is no neighbour, and takes one product of a size that does not depend on the data. The
+faster products make up for those with zeros: an encoder gains where 12 to 51 % of the taps of its
+grids meet a voxel (a key frame), and where 36 to 63 % do.
 
 The way back looks from an input to the outputs that see it, which is the same with the taps in
 reverse order. What is gathered for it serves both gradients.

@@ -89,9 +89,9 @@ def _both_gradients(x: Tensor, weight: Tensor, gradient: Tensor, *, scheme: Sche
                     dilation: int, for_x: bool, for_weight: bool) -> _Gradients:
     """Both gradients from one evaluation of that of the outputs.
 
-    The way back is a convolution of `gradient` with weights that are turned. How it depends on
-    them is what the gradient of `x` would depend on, were that the loss: so the weights' gradient
-    is that of this convolution, with `x` in place of its outputs' gradient.
+    The way back is a convolution, too, of `gradient` with weights that are turned. Its product
+    with `x` is that of the outputs with `gradient`, so its weights have the gradient that is asked
+    for: that of a convolution of `gradient`, with `x` in place of its outputs' gradient.
     """
     tiling = Tiling(scheme=scheme, batch=len(x), size=x.shape[2:], dilation=dilation)
     outputs, inputs = weight.shape[:2]

@@ -232,11 +232,12 @@ class BEVFusionSparseEncoder(BaseModule):
         on_cpu = features.device.type == 'cpu'
         if on_cpu:
             features, coords = _sorted_by_place(features, coords, self.sparse_shape)
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 rounds 54 m by 12 cm
+        exactly = torch.autocast(features.device.type, enabled=False)
+        with exactly:  # bfloat16 rounds 54 m by 12 cm
             x = self.conv_input(SparseConvTensor(
                 features.float(), coords.int().contiguous(), self.sparse_shape, batch_size))
         # on a GPU spconv would compute in float16, whatever the autocast is for
-        with contextlib.nullcontext() if on_cpu else torch.autocast('cuda', enabled=False):
+        with contextlib.nullcontext() if on_cpu else exactly:
             dense = self.conv_out(self.encoder_layers(x)).dense(
                 channels_first=False)                                          # (B, X, Y, Z, C)
         return dense.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)            # channels last
