@@ -21,6 +21,7 @@ from bevfusion_enhanced.benchmarks.measure import Measurement
 from bevfusion_enhanced.datasets.info_files import write_info_file
 from bevfusion_enhanced.datasets.vocabulary import CAMERAS, INFO_CLASSES
 from bevfusion_enhanced.engine.loop.loader_workers import guard_workers
+from bevfusion_enhanced.ops.memory import keep_freed_memory
 
 CONFIG = 'configs/phase4a_task_gca.py'
 SCAN_POINTS = 34_720
@@ -133,6 +134,7 @@ class _Endless(torch.utils.data.Sampler):
 
 def data_sample() -> Measurement:
     """One sample of training; the reference decodes every image whole."""
+    keep_freed_memory()  # as tools/train.py does, whose workers inherit it
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_dataset(root, [make_info(f'{i:032x}') for i in range(50)])

@@ -12,19 +12,15 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
+from bevfusion_enhanced.datasets.point_columns import move_points
 from bevfusion_enhanced.errors import ConfigError
 
 
 def advance_scene(results: dict, matrix: np.ndarray) -> None:
     """Move the points by `matrix` (4, 4), in place, and multiply it onto `lidar_aug_matrix`."""
     if 'points' in results:
-        xyz = results['points'].tensor[:, :3]
-        linear = torch.from_numpy(matrix[:3, :3].astype(np.float32))
-        offset = torch.from_numpy(matrix[:3, 3].astype(np.float32))
-        if torch.equal(linear, linear.diag().diag()):
-            xyz.mul_(linear.diag()).add_(offset)
-        else:
-            xyz.copy_(torch.addmm(offset, xyz, linear.T))
+        points = results['points'].tensor.numpy()
+        move_points(points, matrix, out=points)
     before = results.get('lidar_aug_matrix', np.eye(4))
     results['lidar_aug_matrix'] = (matrix @ before).astype(np.float32)
 
@@ -115,6 +111,6 @@ class BEVFusionPointShuffle(BaseTransform):
         """Shuffle the points; see the class."""
         points = results['points']
         order = torch.randperm(len(points))
-        # rows taken by NumPy: PyTorch's indexing copies value by value
-        shuffled = torch.from_numpy(points.tensor.numpy().take(order.numpy(), axis=0))
-        return {**results, 'points': points.new_point(shuffled)}
+        # rows taken by NumPy: PyTorch's indexing copies value by value; 'clip' spares it a check
+        shuffled = points.tensor.numpy().take(order.numpy(), axis=0, mode='clip')
+        return {**results, 'points': points.new_point(torch.from_numpy(shuffled))}

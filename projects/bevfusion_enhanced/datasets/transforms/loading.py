@@ -15,6 +15,7 @@ from mmdet3d.structures.points import LiDARPoints
 
 from bevfusion_enhanced.datasets.encoded_image import REDUCTIONS, EncodedImage
 from bevfusion_enhanced.datasets.lidar_beams import check_beams, reduce_beams
+from bevfusion_enhanced.datasets.point_columns import move_points
 from bevfusion_enhanced.errors import ConfigError, DataError
 
 AUTOMATIC = 'auto'
@@ -158,15 +159,14 @@ class LoadPointsWithSweeps(BaseTransform):
     def _sweep(self, sweep: dict, timestamp: float, sample: str) -> np.ndarray:
         points = self._far(self._read(sweep['lidar_points']['lidar_path'], sample))
         sweep2key = np.linalg.inv(np.asarray(sweep['lidar_points']['lidar2sensor'], np.float64))
-        sweep2key = sweep2key.astype(np.float32)
-        points[:, :3] = points[:, :3] @ sweep2key[:3, :3].T + sweep2key[:3, 3]
+        move_points(points, sweep2key, out=points)
         points[:, 4] = timestamp - sweep['timestamp']
         return points
 
     def _far(self, points: np.ndarray) -> np.ndarray:
         far = np.abs(points[:, 0]) >= self.remove_close
         far |= np.abs(points[:, 1]) >= self.remove_close
-        return points[far]
+        return points.compress(far, axis=0)
 
     def _read(self, path: str, sample: str) -> np.ndarray:
         values = _read_bytes(path, dtype=np.uint8, sample=sample, what='LiDAR scan')
