@@ -9,14 +9,16 @@ from torch.testing import assert_close
 from bevfusion_enhanced.ops import gathered_conv as module
 from bevfusion_enhanced.ops.gathered_conv import gathered_conv
 from bevfusion_enhanced.ops.sparse_conv import ConvPlan, sparse_conv
+from bevfusion_enhanced.ops.voxel_pairs import TapPairs
 
 GRID = (2, 6, 5, 4)
 CELLS = torch.ones(GRID).nonzero()
-# all cells of two samples; scattered, in no order; a line along z, which most taps miss; one; none
+# all cells of two samples; scattered; a line along z, which most taps miss; one; none
 VOXELS = dict(
     all=CELLS,
-    scattered=CELLS[torch.randperm(len(CELLS), generator=torch.Generator().manual_seed(0))[:90]],
-    line=torch.tensor([[0, 4, 3, z] for z in (3, 0, 2, 1)]),
+    scattered=CELLS[torch.randperm(len(CELLS), generator=torch.Generator().manual_seed(0))[:90]
+                    .sort()[0]],
+    line=torch.tensor([[0, 4, 3, z] for z in (0, 1, 2, 3)]),
     one=torch.tensor([[0, 2, 3, 1]]),
     none=CELLS[:0])
 
@@ -26,8 +28,8 @@ def plan_of(voxels: Tensor) -> ConvPlan:
     offsets = torch.ones(1, 3, 3, 3).nonzero() - torch.tensor([0, 1, 1, 1])   # (27, 4)
     sees = (voxels[:, None] + offsets[:, None, None]
             == voxels[None]).all(-1)                                          # (27, out, in)
-    return ConvPlan(pairs=[tuple(rows.int() for rows in tap.nonzero().t().flip(0))
-                           for tap in sees], num_inputs=len(voxels), num_outputs=len(voxels))
+    return ConvPlan(taps=[TapPairs(*(rows.int() for rows in tap.nonzero().t().flip(0)))
+                          for tap in sees], num_inputs=len(voxels), num_outputs=len(voxels))
 
 
 def random_inputs(count: int, dtype: torch.dtype = torch.float64) -> Tuple[Tensor, Tensor]:

@@ -10,30 +10,43 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
+from bevfusion_enhanced.models.lidar import sparse_encoder
 from bevfusion_enhanced.models.lidar.sparse_encoder import StridedConv, SubmanifoldConv
 from bevfusion_enhanced.ops import sparse_conv as module
-from bevfusion_enhanced.ops.sparse_conv import ConvPlan, plan_convolution, sparse_conv
+from bevfusion_enhanced.ops.sparse_conv import ConvPlan, sparse_conv
+from bevfusion_enhanced.ops.voxel_pairs import (
+    TapPairs,
+    places_of,
+    strided_pairs,
+    submanifold_pairs,
+)
 
 SHAPE = (9, 7, 6)
 SUBMANIFOLD = dict(ksize=[3, 3, 3], stride=[1] * 3, padding=[1] * 3, subm=True)
 HALVING = dict(ksize=[3, 3, 3], stride=[2, 2, 2], padding=[1, 1, 0], subm=False)
 FOLDING = dict(ksize=[1, 1, 3], stride=[1, 1, 2], padding=[0, 0, 0], subm=False)
 KINDS = dict(submanifold=SUBMANIFOLD, halving=HALVING, folding=FOLDING)
-# all cells of two samples; scattered, in no order; a line along z, which most taps miss; one voxel
+# all cells of two samples; scattered; a line along z, which most taps miss; one voxel
+CELLS = torch.ones(2, *SHAPE).nonzero().int().contiguous()
 VOXELS = dict(
-    all=torch.ones(2, *SHAPE).nonzero(),
-    scattered=torch.ones(2, *SHAPE).nonzero()[
-        torch.randperm(756, generator=torch.Generator().manual_seed(0))[:150]],
-    line=torch.tensor([[0, 4, 3, z] for z in (5, 0, 2, 1)]),
-    one=torch.tensor([[0, 2, 3, 1]]))
+    all=CELLS,
+    scattered=CELLS[torch.rand(756, generator=torch.Generator().manual_seed(0)) < 0.2],
+    line=torch.tensor([[0, 4, 3, z] for z in (0, 1, 2, 5)], dtype=torch.int32),
+    one=torch.tensor([[0, 2, 3, 1]], dtype=torch.int32))
 
 
-def pairs_of(coords: Tensor, kind: dict) -> Tuple[Tensor, Tensor, int]:
-    """spconv's table of pairs, its counts, and the outputs."""
-    voxels, table, counts = spconv_ops.get_indice_pairs(
-        coords.int().contiguous(), 2, list(SHAPE), ConvAlgo.Native, dilation=[1] * 3,
-        out_padding=[0] * 3, **kind)
-    return table, counts, len(voxels)
+def plan_of(coords: Tensor, kind: dict) -> Tuple[ConvPlan, Tensor]:
+    """Our plan, and the outputs' voxels."""
+    if kind['subm']:
+        voxels, taps = coords, submanifold_pairs(coords, shape=SHAPE)
+    else:
+        voxels, taps = strided_pairs(coords, shape=SHAPE, kernel=kind['ksize'],
+                                     stride=kind['stride'], padding=kind['padding'])
+    return ConvPlan(taps=taps, num_inputs=len(coords), num_outputs=len(voxels)), voxels
+
+
+def in_order(voxels: Tensor) -> Tensor:
+    return places_of(voxels, shape=SHAPE).argsort()
 
 
 def random_inputs(count: int, kernel: Sequence[int], dtype=torch.float32) -> Tuple[Tensor, Tensor]:
@@ -49,13 +62,15 @@ def random_inputs(count: int, kernel: Sequence[int], dtype=torch.float32) -> Tup
 def test_it_is_what_spconv_computes_with_both_gradients(kind, voxels, at_once, monkeypatch):
     monkeypatch.setattr(module, 'PAIRS_AT_ONCE', at_once)
     coords, kind = VOXELS[voxels], KINDS[kind]
-    table, counts, outputs = pairs_of(coords, kind)
+    plan, voxels = plan_of(coords, kind)
+    found, table, counts = spconv_ops.get_indice_pairs(
+        coords, 2, list(SHAPE), ConvAlgo.Native, dilation=[1] * 3, out_padding=[0] * 3, **kind)
     x, weight = random_inputs(len(coords), kind['ksize'])
     native = (spconv_functional.indice_subm_conv if kind['subm']
               else spconv_functional.indice_conv)
-    theirs = native(x, weight, table, counts, outputs, ConvAlgo.Native)
-    plan = plan_convolution(table, counts, num_inputs=len(coords), num_outputs=outputs,
-                            submanifold=kind['subm'])
+    theirs = native(x, weight, table, counts, len(found), ConvAlgo.Native)
+    theirs = theirs[in_order(found)]
+    assert torch.equal(voxels, found[in_order(found)])
     ours = sparse_conv(x, weight.flatten(1, 3), plan)
     assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     towards = torch.randn_like(theirs)
@@ -67,9 +82,7 @@ def test_it_is_what_spconv_computes_with_both_gradients(kind, voxels, at_once, m
 @pytest.mark.parametrize('kind', KINDS)
 def test_gradients_of_all_kinds_are_those_of_finite_differences(kind):
     coords, kind = VOXELS['line'], KINDS[kind]
-    table, counts, outputs = pairs_of(coords, kind)
-    plan = plan_convolution(table, counts, num_inputs=len(coords), num_outputs=outputs,
-                            submanifold=kind['subm'])
+    plan, _ = plan_of(coords, kind)
     x, weight = random_inputs(len(coords), kind['ksize'], torch.float64)
     assert gradcheck(lambda x, w: sparse_conv(x, w.flatten(1, 3), plan), (x, weight))
 
@@ -79,8 +92,8 @@ def rows(*numbers: int) -> Tensor:
 
 
 def test_rows_and_taps_without_pairs():
-    plan = ConvPlan(pairs=[(rows(2, 0), rows(3, 1)), (rows(), rows()), (rows(2), rows(1))],
-                    num_inputs=4, num_outputs=5)
+    plan = ConvPlan(taps=[TapPairs(rows(0, 2), rows(1, 3)), TapPairs(rows(), rows()),
+                          TapPairs(rows(2), rows(1))], num_inputs=4, num_outputs=5)
     x, weight = torch.randn(4, 3).requires_grad_(), torch.randn(2, 3, 3).requires_grad_()
     out = sparse_conv(x, weight, plan)
     expected = torch.zeros(5, 2)
@@ -93,7 +106,7 @@ def test_rows_and_taps_without_pairs():
 
 
 def test_no_pairs_at_all():
-    plan = ConvPlan(pairs=[(rows(), rows())] * 3, num_inputs=2, num_outputs=0)
+    plan = ConvPlan(taps=[TapPairs(rows(), rows())] * 3, num_inputs=2, num_outputs=0)
     x, weight = torch.randn(2, 3).requires_grad_(), torch.randn(4, 3, 3).requires_grad_()
     out = sparse_conv(x, weight, plan)
     assert out.shape == (0, 4)
@@ -102,10 +115,8 @@ def test_no_pairs_at_all():
 
 
 def test_only_the_gradients_that_are_asked_for():
-    table, counts, outputs = pairs_of(VOXELS['scattered'], SUBMANIFOLD)
-    plan = plan_convolution(table, counts, num_inputs=outputs, num_outputs=outputs,
-                            submanifold=True)
-    x, weight = random_inputs(outputs, [27])
+    plan, voxels = plan_of(VOXELS['scattered'], SUBMANIFOLD)
+    x, weight = random_inputs(len(voxels), [27])
     both = torch.autograd.grad(sparse_conv(x, weight, plan).sum(), (x, weight))
     for_x, = torch.autograd.grad(sparse_conv(x, weight.detach(), plan).sum(), x)
     for_weight, = torch.autograd.grad(sparse_conv(x.detach(), weight, plan).sum(), weight)
@@ -113,7 +124,7 @@ def test_only_the_gradients_that_are_asked_for():
 
 
 def grid(channels: int) -> SparseConvTensor:
-    coords = VOXELS['scattered'].int().contiguous()
+    coords = VOXELS['scattered']
     return SparseConvTensor(torch.randn(len(coords), channels), coords, list(SHAPE), 2)
 
 
@@ -125,9 +136,9 @@ def test_it_is_the_same_bit_for_bit_in_every_run():
 def test_layers_with_one_key_share_a_plan(monkeypatch):
     """The pairs are found once, and sorted once for each direction."""
     found, sorted_ = [], []
-    find, sort = spconv_ops.get_indice_pairs, module._bands
-    monkeypatch.setattr(spconv_ops, 'get_indice_pairs', lambda *a, **k: (found.append(1),
-                                                                         find(*a, **k))[1])
+    find, sort = sparse_encoder.submanifold_pairs, module._bands
+    monkeypatch.setattr(sparse_encoder, 'submanifold_pairs', lambda *a, **k: (found.append(1),
+                                                                              find(*a, **k))[1])
     monkeypatch.setattr(module, '_bands', lambda *a, **k: (sorted_.append(1),
                                                              sort(*a, **k))[1])
     first = SubmanifoldConv(in_channels=5, out_channels=4, indice_key='a')
@@ -144,8 +155,19 @@ def test_layers_with_one_key_share_a_plan(monkeypatch):
 def test_a_key_of_another_grid_is_refused():
     first = SubmanifoldConv(in_channels=5, out_channels=4, indice_key='a')
     halving = StridedConv(in_channels=4, out_channels=4, kernel_size=3, stride=2, padding=1)
-    with pytest.raises(ValueError, match='same spatial structure'):
+    with pytest.raises(ValueError, match='share a key where they share a grid'):
         SubmanifoldConv(in_channels=4, out_channels=4, indice_key='a')(halving(first(grid(5))))
+
+
+@pytest.mark.parametrize('conv', [
+    SubmanifoldConv(in_channels=5, out_channels=4),
+    StridedConv(in_channels=5, out_channels=4, kernel_size=3, stride=2, padding=1)],
+    ids=['submanifold', 'strided'])
+@pytest.mark.parametrize('rows', [[1, 0, 2], [0, 1, 1]], ids=['out of order', 'one twice'])
+def test_voxels_that_are_not_sorted_are_refused(conv, rows):
+    x = SparseConvTensor(torch.randn(3, 5), VOXELS['line'][rows], list(SHAPE), 2)
+    with pytest.raises(ValueError, match='not in the order of sample, x, y, z'):
+        conv(x)
 
 
 @pytest.mark.parametrize('mode', [torch.inference_mode, torch.no_grad])

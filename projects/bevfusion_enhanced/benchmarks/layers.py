@@ -2,7 +2,7 @@
 
 Shapes: P proposals, X and Y cells, V voxels.
 """
-from typing import Tuple
+from typing import List, Tuple
 
 import torch
 from spconv.pytorch import ConvAlgo
@@ -22,7 +22,8 @@ from bevfusion_enhanced.benchmarks.scene import cloud
 from bevfusion_enhanced.ops.dropped_attention import dropped_attention
 from bevfusion_enhanced.ops.gathered_conv import gathered_conv
 from bevfusion_enhanced.ops.memory import keep_freed_memory
-from bevfusion_enhanced.ops.sparse_conv import plan_convolution, sparse_conv
+from bevfusion_enhanced.ops.sparse_conv import ConvPlan, sparse_conv
+from bevfusion_enhanced.ops.voxel_pairs import submanifold_pairs
 from bevfusion_enhanced.ops.winograd import winograd_conv2d
 
 CHANNELS = (512, 256)  # into and out of a branch of the map head's ASPP
@@ -108,11 +109,15 @@ def sparse_convolution() -> Measurement:
     """A submanifold layer of the sparse encoder; the reference is spconv's for CPUs."""
     generator = torch.Generator().manual_seed(0)
     voxels = _voxels()
-    table, counts = spconv_ops.get_indice_pairs(
-        voxels, 1, list(GRID), ConvAlgo.Native, [3] * 3, [1] * 3, [1] * 3, [1] * 3, [0] * 3,
-        subm=True)[1:]
-    plan = plan_convolution(table, counts, num_inputs=len(voxels), num_outputs=len(voxels),
-                            submanifold=True)
+
+    def spconv_pairs() -> List[Tensor]:
+        return spconv_ops.get_indice_pairs(
+            voxels, 1, list(GRID), ConvAlgo.Native, [3] * 3, [1] * 3, [1] * 3, [1] * 3, [0] * 3,
+            subm=True)[1:]
+
+    table, counts = spconv_pairs()
+    plan = ConvPlan(taps=submanifold_pairs(voxels, shape=GRID), num_inputs=len(voxels),
+                    num_outputs=len(voxels))
     x = torch.randn(len(voxels), VOXEL_CHANNELS, generator=generator).requires_grad_()
     weight = (0.02 * torch.randn(VOXEL_CHANNELS, 3, 3, 3, VOXEL_CHANNELS, generator=generator)
               ).requires_grad_()
@@ -141,9 +146,11 @@ def sparse_convolution() -> Measurement:
     with torch.no_grad():
         forward_ms = milliseconds(lambda: sparse_conv(x, weight.flatten(1, 3), plan), repeats=7)
     pairs = int((plan.neighbours < len(voxels)).sum())
+    pairs_ms = side_by_side(lambda: submanifold_pairs(voxels, shape=GRID), spconv_pairs, repeats=7)
     return Measurement(
         ours_ms=ours_ms, reference_ms=reference_ms, peak_mb=peak,
         operations=3 * 2.0 * pairs * VOXEL_CHANNELS ** 2,
         conditions=f'{len(voxels):,} voxels, {pairs:,} pairs, {VOXEL_CHANNELS} channels, forward '
                    'and both gradients; the pairs are there',
-        details={'forward_ms': round(forward_ms, 1), 'bfloat16_ms': round(half_ms, 1)})
+        details={'forward_ms': round(forward_ms, 1), 'bfloat16_ms': round(half_ms, 1),
+                 'pairs_ms': round(pairs_ms[0], 1), 'pairs_by_spconv_ms': round(pairs_ms[1], 1)})

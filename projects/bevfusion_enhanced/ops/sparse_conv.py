@@ -2,8 +2,8 @@
 
 A sparse convolution is a list of pairs (input voxel, output voxel) for every tap of its kernel, as
 in Graham et al., '3D Semantic Segmentation with Submanifold Sparse Convolutional Networks', CVPR
-2018, and as spconv finds them. The algorithm that spconv has for CPUs gathers the inputs of a tap
-and adds its products to the outputs on one thread. Here a band of outputs first collects the
+2018, and as `voxel_pairs` finds them. The algorithm that spconv has for CPUs gathers the inputs of
+a tap and adds its products to the outputs on one thread. Here a band of outputs first collects the
 products of all its pairs, then every output sums its own; gathering and summing take all threads.
 The gradient for the input is the same with inputs and outputs swapped. The order of every sum is
 fixed by the pairs, so two runs on one machine are equal bit for bit.
@@ -12,22 +12,19 @@ Shapes: N input rows (voxels), M output rows, C input channels, O output channel
 P_k those of one tap.
 """
 from functools import cached_property
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
+from itertools import count
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bevfusion_enhanced.ops.voxel_pairs import TapPairs
+
 PAIRS_AT_ONCE = 2 ** 17  # their products stay in the cache, 16 MB for 32 channels
 
-
-class _TapPairs(NamedTuple):
-    """Some pairs of one tap: the rows to read (P_k), and the rows to add to (P_k)."""
-
-    tap: int
-    sources: Tensor
-    targets: Tensor
+Rows = Union[Tensor, slice]  # (P_k) int32, or all from one to another
 
 
 class _Band(NamedTuple):
@@ -35,13 +32,14 @@ class _Band(NamedTuple):
 
     Attributes:
         rows: the range of the targets.
-        taps: all pairs with these targets, by tap.
+        taps: all pairs with these targets, by tap: the tap, the rows to read, and the rows to add
+            to, each in rising order.
         positions: (P) of the pairs, counted through `taps`, sorted by target.
         offsets: (rows + 1) where each target's run of positions starts.
     """
 
     rows: slice
-    taps: List[_TapPairs]
+    taps: List[Tuple[int, Rows, Rows]]
     positions: Tensor
     offsets: Tensor
 
@@ -50,90 +48,88 @@ class ConvPlan:
     """Which input row meets which output row under which tap; layers may share it.
 
     Args:
-        pairs: for every tap, the input rows (P_k) and the output rows (P_k) of its pairs, int32.
+        taps: the pairs of every tap.
         num_inputs: N.
         num_outputs: M.
     """
 
-    def __init__(self, *, pairs: Sequence[Tuple[Tensor, Tensor]], num_inputs: int,
-                 num_outputs: int) -> None:
-        self._inputs = torch.cat([inputs for inputs, _ in pairs])                 # (P)
-        self._outputs = torch.cat([outputs for _, outputs in pairs])              # (P)
-        lengths = torch.tensor([len(inputs) for inputs, _ in pairs])
-        self._tap = torch.repeat_interleave(
-            torch.arange(len(pairs), dtype=torch.int32), lengths)                 # (P)
+    def __init__(self, *, taps: Sequence[TapPairs], num_inputs: int, num_outputs: int) -> None:
+        self.taps = list(taps)
         self.num_inputs = num_inputs
         self.num_outputs = num_outputs
-        self.num_taps = len(pairs)
 
     @cached_property
     def by_output(self) -> List[_Band]:
         """The output rows in bands."""
-        return _bands(self._inputs, self._outputs, self._tap, num_targets=self.num_outputs)
+        return _bands(self.taps, num_targets=self.num_outputs)
 
     @cached_property
     def by_input(self) -> List[_Band]:
         """The input rows in bands; the backward pass alone needs it."""
-        return _bands(self._outputs, self._inputs, self._tap, num_targets=self.num_inputs)
+        return _bands([(outputs, inputs) for inputs, outputs in self.taps],
+                      num_targets=self.num_inputs)
 
     @cached_property
     def neighbours(self) -> Tensor:
         """The input row that every output meets under every tap, (M, K) int32; N for none."""
-        rows = torch.full((self.num_outputs, self.num_taps), self.num_inputs, dtype=torch.int32)
-        rows[self._outputs, self._tap] = self._inputs
+        rows = torch.full((self.num_outputs, len(self.taps)), self.num_inputs, dtype=torch.int32)
+        for tap, (inputs, outputs) in enumerate(self.taps):
+            rows[outputs, tap] = inputs
         return rows
 
 
-def _bands(sources: Tensor, targets: Tensor, tap: Tensor, *, num_targets: int) -> List[_Band]:
-    """Sort pairs (P) by band of targets, within a band by tap."""
+def _bands(taps: Sequence[Tuple[Tensor, Tensor]], *, num_targets: int) -> List[_Band]:
+    """Cut the pairs of every tap, sources and targets (P_k), by bands of targets."""
     if num_targets == 0:
         return []
-    height = max(1, num_targets * PAIRS_AT_ONCE // max(1, len(tap)))
-    bands = [slice(first, min(first + height, num_targets))
-             for first in range(0, num_targets, height)]
-    taps = int(tap.max()) + 1 if len(tap) else 0
-    key = torch.div(targets, height, rounding_mode='floor') * taps + tap          # (P)
-    lengths = torch.bincount(key, minlength=len(bands) * taps).tolist()
-    order = torch.argsort(key, stable=True)
-    sources, targets = sources.index_select(0, order), targets.index_select(0, order)
-    parts = zip(sources.split(lengths), targets.split(lengths))
-    positions = torch.argsort(targets, stable=True)
+    pairs = sum(len(targets) for _, targets in taps)
+    height = max(1, num_targets * PAIRS_AT_ONCE // max(1, pairs))
+    edges = torch.arange(0, num_targets + height, height, dtype=torch.int32)   # (bands + 1)
+    cuts = torch.stack([torch.searchsorted(targets, edges) for _, targets in taps])
+    positions, offsets = _positions(taps, cuts, num_targets=num_targets)
+    bands = zip(edges.tolist(), cuts[:, :-1].T.tolist(), cuts[:, 1:].T.tolist())
+    return [_band(slice(row, min(row + height, num_targets)),
+                  [(k, _rows(sources[first:last]), _rows(targets[first:last]))
+                   for k, (sources, targets), first, last in zip(count(), taps, firsts, lasts)
+                   if last > first], positions, offsets)
+            for row, firsts, lasts in bands]
+
+
+def _positions(taps: Sequence[Tuple[Tensor, Tensor]], cuts: Tensor, *,
+               num_targets: int) -> Tuple[Tensor, Tensor]:
+    """All pairs by target: where in its band each is, (P), and each target's first, (targets + 1).
+
+    Args:
+        taps: sources and targets (P_k) of every tap; in a band they follow one another.
+        cuts: (K, bands + 1) where each band starts among the pairs of a tap.
+        num_targets: rows.
+    """
+    lengths = cuts.diff(dim=1)                                                 # (K, bands)
+    before = lengths.flatten().cumsum(0).view_as(lengths) - lengths            # by tap, then band
+    in_band = lengths.cumsum(0) - lengths                                      # by band, then tap
+    targets = torch.cat([targets for _, targets in taps])                      # (P)
+    places = torch.arange(len(targets)) + (in_band - before).flatten().repeat_interleave(
+        lengths.flatten())
     offsets = F.pad(torch.bincount(targets, minlength=num_targets).cumsum(0), (1, 0))
-    return [_band(rows, [_TapPairs(k, *next(parts)) for k in range(taps)], positions, offsets)
-            for rows in bands]
+    return places.index_select(0, torch.argsort(targets, stable=True)), offsets
 
 
-def _band(rows: slice, taps: List[_TapPairs], positions: Tensor, offsets: Tensor) -> _Band:
+def _band(rows: slice, taps: List[Tuple[int, Rows, Rows]], positions: Tensor,
+          offsets: Tensor) -> _Band:
     """The part of all positions (P) and offsets (targets + 1) that belongs to some rows."""
     offsets = offsets[rows.start:rows.stop + 1]
     first, last = int(offsets[0]), int(offsets[-1])
-    return _Band(rows, [pairs for pairs in taps if len(pairs.sources)],
-                 positions[first:last] - first, offsets - first)
+    return _Band(rows, taps, positions[first:last], offsets - first)
 
 
-def plan_convolution(pairs: Tensor, counts: Tensor, *, num_inputs: int, num_outputs: int,
-                     submanifold: bool) -> ConvPlan:
-    """Read the pairs as spconv's native algorithm lays them out.
+def _rows(rising: Tensor) -> Rows:
+    """Rows (P_k > 0); as a slice, which is read without a copy, where none between is missing."""
+    first, last = int(rising[0]), int(rising[-1])
+    return slice(first, last + 1) if last - first == len(rising) - 1 else rising
 
-    For a submanifold convolution spconv counts the pairs of the first half of the taps only: those
-    of the other half are the same ones mirrored, and the centre pairs every voxel with itself.
 
-    Args:
-        pairs: (2, K, >= P_k) int32, input and output row of every pair.
-        counts: (K) pairs of every tap.
-        num_inputs: N.
-        num_outputs: M.
-        submanifold: whether the outputs are the inputs' voxels, and K is odd.
-    """
-    lengths = counts.tolist()
-    centre = len(lengths) // 2
-    if submanifold:
-        lengths[centre + 1:] = lengths[:centre][::-1]
-    taps = [(pairs[0, k, :length], pairs[1, k, :length]) for k, length in enumerate(lengths)]
-    if submanifold:
-        everyone = torch.arange(num_inputs, dtype=pairs.dtype)
-        taps[centre] = everyone, everyone
-    return ConvPlan(pairs=taps, num_inputs=num_inputs, num_outputs=num_outputs)
+def _read(x: Tensor, rows: Rows) -> Tensor:
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
 
 
 def _sums(products: Tensor, band: _Band) -> Tensor:
@@ -154,8 +150,9 @@ class _SparseConv(torch.autograd.Function):
             products = x.new_empty(len(band.positions), len(weight))              # (P, O)
             last = 0
             for tap, sources, _ in band.taps:
-                first, last = last, last + len(sources)
-                torch.mm(x.index_select(0, sources), weight[:, tap].t(), out=products[first:last])
+                gathered = _read(x, sources)                                      # (P_k, C)
+                first, last = last, last + len(gathered)
+                torch.mm(gathered, weight[:, tap].t(), out=products[first:last])
             y[band.rows] = _sums(products, band)
         return y
 
@@ -170,12 +167,12 @@ class _SparseConv(torch.autograd.Function):
                 products = x.new_empty(len(band.positions), x.shape[1])           # (P, C)
             last = 0
             for tap, sources, targets in band.taps:
-                first, last = last, last + len(sources)
-                gathered = grad.index_select(0, sources)                          # (P_k, O)
+                gathered = _read(grad, sources)                                   # (P_k, O)
+                first, last = last, last + len(gathered)
                 if for_x is not None:
                     torch.mm(gathered, weight[:, tap], out=products[first:last])
                 if for_weight is not None:
-                    for_weight[:, tap].addmm_(gathered.t(), x.index_select(0, targets))
+                    for_weight[:, tap].addmm_(gathered.t(), _read(x, targets))
             if for_x is not None:
                 for_x[band.rows] = _sums(products, band)
         return for_x, for_weight, None

@@ -6,8 +6,7 @@ Weights are kept in the layout of spconv 2: (out, kx, ky, kz, in).
 Shapes: V voxels, B samples, C channels, X, Y, Z cells of the last grid.
 """
 import contextlib
-from functools import cached_property
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -21,75 +20,71 @@ from spconv.pytorch import (
     SparseSequential,
     SubMConv3d,
 )
-from spconv.pytorch import ops as spconv_ops
-from spconv.pytorch.core import IndiceData
 from torch import Tensor, nn
 
 from bevfusion_enhanced.errors import ConfigError
 from bevfusion_enhanced.ops.gathered_conv import gathered_conv
 from bevfusion_enhanced.ops.precision import computed_dtype
-from bevfusion_enhanced.ops.sparse_conv import ConvPlan, plan_convolution, sparse_conv
+from bevfusion_enhanced.ops.sparse_conv import ConvPlan, sparse_conv
+from bevfusion_enhanced.ops.voxel_pairs import (
+    output_shape,
+    places_of,
+    strided_pairs,
+    submanifold_pairs,
+)
 
 Padding = Union[int, Sequence[int]]
 
 
-class _Pairs(IndiceData):
-    """spconv's pairs of voxels; the convolutions that share them share the plan."""
+class _Meeting(NamedTuple):
+    """Where voxels meet: layers on one grid share it.
 
-    @cached_property
-    def plan(self) -> ConvPlan:
-        """The pairs as `sparse_conv` takes them."""
-        return plan_convolution(self.indice_pairs, self.indice_pair_num,
-                                num_inputs=len(self.indices), num_outputs=len(self.out_indices),
-                                submanifold=self.is_subm)
+    Attributes:
+        plan: which input meets which output.
+        voxels: (M, 4) int32, the outputs'.
+        shape: cells along x, y, z of the output.
+    """
+
+    plan: ConvPlan
+    voxels: Tensor
+    shape: List[int]
 
 
 class _PortableConv:
     """What our sparse convolutions add to spconv's.
 
-    On a CPU they take spconv's pairs of voxels, but convolve by `sparse_conv`, which is faster
-    there, or under bfloat16's autocast by `gathered_conv`. And they load a state dict as it is:
-    MMDetection3D replaces spconv's loading by one that permutes the weights unless the state dict's
-    metadata says version 2, which a state dict rebuilt from plain tensors never does.
+    On a CPU they convolve by `sparse_conv`, or under bfloat16's autocast by `gathered_conv`, over
+    voxels in the order of sample, x, y, z. And they load a state dict as it is: MMDetection3D
+    replaces spconv's loading by one that permutes the weights unless the state dict's metadata says
+    version 2, which a state dict rebuilt from plain tensors never does.
     """
 
     _load_from_state_dict = nn.Module._load_from_state_dict
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
-        """Convolve, by an algorithm that the tensor's device has."""
+        """Convolve, by an algorithm that the tensor's device has.
+
+        Raises:
+            ValueError: On a CPU, voxels that are not sorted.
+        """
         if x.features.device.type == 'cpu':
             return self._forward_on_cpu(x)
         self.algo = ConvAlgo.MaskImplicitGemm
         return super().forward(x)
 
     def _forward_on_cpu(self, x: SparseConvTensor) -> SparseConvTensor:
-        pairs = self._pairs(x)
+        meeting = self._meeting(x)
         weight = self.weight.flatten(1, 3)                                     # (O, K, C)
         if self.subm and computed_dtype(x.features) == torch.bfloat16:
-            y = gathered_conv(x.features.bfloat16(), weight, pairs.plan.neighbours)
+            y = gathered_conv(x.features.bfloat16(), weight, meeting.plan.neighbours)
         else:
-            y = sparse_conv(x.features.to(weight.dtype), weight, pairs.plan)
+            y = sparse_conv(x.features.to(weight.dtype), weight, meeting.plan)
         out = x.replace_feature(y)
-        out.indices = pairs.out_indices
-        out.spatial_shape = pairs.out_spatial_shape
+        out.indices = meeting.voxels
+        out.spatial_shape = meeting.shape
         if self.indice_key is not None:
-            out.indice_dict = {**x.indice_dict, self.indice_key: pairs}
+            out.indice_dict = {**x.indice_dict, self.indice_key: meeting}
         return out
-
-    def _pairs(self, x: SparseConvTensor) -> _Pairs:
-        """Those of an earlier layer with the same key, or new ones."""
-        known = x.find_indice_pair(self.indice_key)
-        if known is not None:
-            self._check_subm_reuse_valid(x, x.spatial_shape, known)
-            return known
-        steps = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
-        shape = x.spatial_shape if self.subm else spconv_ops.get_conv_output_size(
-            x.spatial_shape, self.kernel_size, **steps)
-        voxels, table, counts = spconv_ops.get_indice_pairs(
-            x.indices, x.batch_size, x.spatial_shape, ConvAlgo.Native, self.kernel_size, **steps,
-            out_padding=self.output_padding, subm=self.subm)
-        return _Pairs(voxels, x.indices, table, counts, x.spatial_shape, shape,
-                      is_subm=self.subm, algo=ConvAlgo.Native, ksize=self.kernel_size, **steps)
 
 
 class SubmanifoldConv(_PortableConv, SubMConv3d):
@@ -105,6 +100,20 @@ class SubmanifoldConv(_PortableConv, SubMConv3d):
                  indice_key: Optional[str] = None) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False,
                          indice_key=indice_key)
+
+    def _meeting(self, x: SparseConvTensor) -> _Meeting:
+        """That of an earlier layer with the same key, or a new one."""
+        known = x.find_indice_pair(self.indice_key)
+        if known is None:
+            taps = submanifold_pairs(x.indices, shape=x.spatial_shape)
+            return _Meeting(ConvPlan(taps=taps, num_inputs=len(x.indices),
+                                     num_outputs=len(x.indices)), x.indices, x.spatial_shape)
+        if known.shape != x.spatial_shape or len(known.voxels) != len(x.indices):
+            raise ValueError(
+                f'indice_key {self.indice_key!r} is of {len(known.voxels)} voxels on a grid of '
+                f'{known.shape}, this layer has {len(x.indices)} on {x.spatial_shape}; layers '
+                'share a key where they share a grid')
+        return known
 
 
 class StridedConv(_PortableConv, SparseConv3d):
@@ -122,6 +131,12 @@ class StridedConv(_PortableConv, SparseConv3d):
                  stride: Padding, padding: Padding) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding,
                          bias=False)
+
+    def _meeting(self, x: SparseConvTensor) -> _Meeting:
+        steps = dict(kernel=self.kernel_size, stride=self.stride, padding=self.padding)
+        voxels, taps = strided_pairs(x.indices, shape=x.spatial_shape, **steps)
+        plan = ConvPlan(taps=taps, num_inputs=len(x.indices), num_outputs=len(voxels))
+        return _Meeting(plan, voxels, list(output_shape(x.spatial_shape, **steps)))
 
 
 def _with_norm(conv: nn.Module, norm_cfg: Dict) -> SparseSequential:
@@ -247,8 +262,8 @@ class BEVFusionSparseEncoder(BaseModule):
         shape = self.sparse_shape
         for layer in self.modules():
             if isinstance(layer, StridedConv):
-                shape = [(n + 2 * p - k) // s + 1 for n, k, s, p in
-                         zip(shape, layer.kernel_size, layer.stride, layer.padding, strict=True)]
+                shape = output_shape(shape, kernel=layer.kernel_size, stride=layer.stride,
+                                     padding=layer.padding)
         return self.output_channels * shape[2], shape[0], shape[1]
 
     def _empty(self, features: Tensor, batch_size: int) -> Tensor:
@@ -261,11 +276,11 @@ class BEVFusionSparseEncoder(BaseModule):
 
 def _sorted_by_place(features: Tensor, coords: Tensor,
                      sparse_shape: Sequence[int]) -> Tuple[Tensor, Tensor]:
-    """The same voxels, neighbours close together in memory, where a CPU's cache holds them."""
-    place = coords[:, 0].long()
-    for axis, size in enumerate(sparse_shape, start=1):
-        place = place * size + coords[:, axis]
-    order = torch.argsort(place)
+    """The same voxels in order, as our convolutions for a CPU take them."""
+    places = places_of(coords, shape=sparse_shape)
+    if bool((places[1:] > places[:-1]).all()):
+        return features, coords
+    order = torch.argsort(places)
     return features.index_select(0, order), coords.index_select(0, order)
 
 
