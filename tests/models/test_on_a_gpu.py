@@ -1,0 +1,143 @@
+"""The model on a GPU that is pretended (`tests/pretended_gpu.py`), against the model on the CPU.
+
+Where the device decides how something is computed, a GPU's way is taken; its own kernels are left
+out: Triton's have tests in Triton's interpreter, and spconv's encoder runs on the CPU here.
+"""
+import copy
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from pretended_gpu import OnGPU, module_to_gpu, pretended_gpu, to_gpu
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from bevfusion_enhanced.ops import bev_pool
+
+CONFIG = 'configs/mini/phase4a_task_gca.py'
+
+
+@pytest.fixture(scope='module')
+def config(repo) -> Config:
+    init_default_scope('mmdet3d')
+    return Config.fromfile(repo / CONFIG)
+
+
+@pytest.fixture(scope='module')
+def batch(config, mini_nuscenes) -> Dict[str, Any]:
+    """Two samples as a data loader gives them."""
+    np.random.seed(0)
+    torch.manual_seed(0)
+    steps = copy.deepcopy(config.train_pipeline)
+    for step in steps:
+        if step['type'] == 'ImageAug3D':
+            step.update(resize_lim=[1.1, 1.1])  # the simulated images are 160 x 90
+        if step['type'] == 'LoadBEVMapMasks':
+            step.update(data_root=str(mini_nuscenes))
+    dataset = DATASETS.build(dict(config.train_dataloader.dataset, pipeline=steps, indices=2,
+                                  data_root=f'{mini_nuscenes}/'))
+    return pseudo_collate([dataset[0], dataset[1]])
+
+
+def build(config: ConfigDict) -> nn.Module:
+    """In evaluation mode, which draws nothing, and of few proposals: ten peaks of an untrained
+    heatmap are not so near to each other that rounding decides which come first."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(config)
+    config['heads']['object']['num_proposals'] = 10
+    model = MODELS.build(config).eval()
+    nn.init.normal_(model.heads['object'].heatmap_head[-1].weight, std=0.05)
+    return model
+
+
+def on_gpu(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A copy there, but for spconv's encoder."""
+    moved = copy.deepcopy(model)
+    encoder = model.encoders['lidar'].backbone
+    module_to_gpu(moved)
+    monkeypatch.setattr(moved.encoders['lidar'].backbone, 'forward',
+                        lambda features, coords, batch_size: OnGPU(
+                            encoder(features.cpu(), coords.cpu(), batch_size)))
+    monkeypatch.setattr(bev_pool, '_kernels', lambda tensor: None)
+    return moved
+
+
+def prepared(model: nn.Module, batch: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Any]]:
+    ready = model.data_preprocessor(copy.deepcopy(batch), False)
+    return dict(ready['inputs']), ready['data_samples']
+
+
+def samples_to_gpu(samples: List[Any]) -> List[Any]:
+    for sample in samples:
+        truth = sample.gt_instances_3d
+        truth.bboxes_3d.tensor = OnGPU(truth.bboxes_3d.tensor)
+        truth.labels_3d = OnGPU(truth.labels_3d)
+        sample.gt_bev_map.masks = OnGPU(sample.gt_bev_map.masks)
+    return samples
+
+
+def test_predictions_are_those_of_the_cpu(config, batch, monkeypatch):
+    model = build(config.model)
+    moved = on_gpu(model, monkeypatch)
+    inputs, samples = prepared(model, batch)
+    with torch.no_grad():
+        expected = model(inputs, copy.deepcopy(samples), mode='predict')
+        with pretended_gpu(monkeypatch):
+            found = moved(to_gpu(inputs), samples_to_gpu(samples), mode='predict')
+    for mine, theirs in zip(found, expected, strict=True):
+        boxes, wanted = mine.pred_instances_3d, theirs.pred_instances_3d
+        assert boxes.scores_3d.is_cuda and mine.pred_bev_map.probs.is_cuda and len(wanted) == 10
+        assert_close(boxes.scores_3d.cpu(), wanted.scores_3d, rtol=1e-3, atol=1e-5)
+        assert torch.equal(boxes.labels_3d.cpu(), wanted.labels_3d)
+        assert_close(boxes.bboxes_3d.tensor.cpu(), wanted.bboxes_3d.tensor, rtol=1e-3, atol=1e-3)
+        assert_close(mine.pred_bev_map.probs.cpu(), theirs.pred_bev_map.probs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('balance', [
+    None, dict(type='UncertaintyWeighting'),
+    dict(type='GradNorm'), dict(type='PCGrad')], ids=str)
+def test_losses_and_gradients_are_those_of_the_cpu(balance, config, batch, monkeypatch):
+    model = build(dict(config.model, task_balance=balance))
+    moved = on_gpu(model, monkeypatch)
+    inputs, samples = prepared(model, batch)
+    torch.manual_seed(0)
+    expected = model(inputs, copy.deepcopy(samples), mode='loss')
+    total(expected).backward()
+    with pretended_gpu(monkeypatch):
+        torch.manual_seed(0)
+        found = moved(to_gpu(inputs), samples_to_gpu(samples), mode='loss')
+        total(found).backward()
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-5, msg=name)
+    compared = 0
+    for (name, mine), theirs in zip(moved.named_parameters(), model.parameters()):
+        if name.startswith('encoders.lidar') or theirs.grad is None:
+            continue
+        scale = theirs.grad.abs().max().clamp(min=1e-6)
+        assert_close(mine.grad.cpu() / scale, theirs.grad / scale, rtol=0, atol=1e-2, msg=name)
+        compared += 1
+    assert compared > 200
+
+
+def total(losses: Dict[str, Tensor]) -> Tensor:
+    return sum(value for name, value in losses.items() if name.startswith('loss'))
+
+
+def test_a_tensor_left_on_the_cpu_is_found(config, batch, monkeypatch):
+    """The pretence refuses what a GPU refuses."""
+    model = build(config.model)
+    moved = on_gpu(model, monkeypatch)
+    gate = moved.task_gca['object']
+    name, value = next(gate.named_parameters())
+    layer, _, own_name = name.rpartition('.')
+    gate.get_submodule(layer)._parameters[own_name] = nn.Parameter(value.data.cpu())
+    inputs, samples = prepared(model, batch)
+    with pretended_gpu(monkeypatch), torch.no_grad():
+        with pytest.raises(RuntimeError, match='expected all tensors to be on the same device'):
+            moved(to_gpu(inputs), samples_to_gpu(samples), mode='predict')
