@@ -1,8 +1,8 @@
 """A GPU that is not there: tensors that say `cuda:0`, computed on the CPU.
 
 What mixes them with tensors of the CPU is refused as a GPU refuses it, and code that asks a tensor
-for its device takes the way of a GPU. Kernels of a GPU's own (Triton, spconv) are not run, nor is a
-backward pass, for which PyTorch starts threads for devices that exist.
+for its device takes the way of a GPU. Kernels of a GPU's own (Triton's, spconv's) cannot run. To
+PyTorch's C++ these are tensors on its device `meta`, which has no values and needs no driver.
 """
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence
@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 DEVICE = torch.device('cuda:0')
-# what takes tensors of two devices on a real GPU as well
-ACROSS = {aten._to_copy, aten.copy_, aten.index, aten.index_put_, aten._index_put_impl_}
+COPIES = {aten._to_copy, aten.copy_}
+INDEXING = {aten.index, aten.index_put_, aten._index_put_impl_}  # a GPU's by indices of either
+IN_PLACE = {aten.copy_, aten.index_put_, aten._index_put_impl_}
 
 
 class OnGPU(Tensor):
@@ -27,10 +28,9 @@ class OnGPU(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> 'OnGPU':
         with _disable_current_modes():
-            strides = inner.stride() if inner.layout == torch.strided else None
-            shell = (torch.empty(inner.size(), dtype=inner.dtype, device='meta')
-                     if strides is None else
-                     torch.empty_strided(inner.size(), strides, dtype=inner.dtype, device='meta'))
+            made = dict(dtype=inner.dtype, device='meta')
+            shell = (torch.empty_strided(inner.size(), inner.stride(), **made)
+                     if inner.layout == torch.strided else torch.empty(inner.size(), **made))
             return Tensor._make_subclass(cls, shell, inner.requires_grad)
 
     def __init__(self, inner: Tensor) -> None:
@@ -85,28 +85,43 @@ class _Factories(TorchDispatchMode):
 
 def _call(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> Any:
     """Call an operator on what the tensors hold, and put the results where a GPU has them."""
-    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    on_gpu = [x for x in given if isinstance(x, OnGPU)]
-    plain = [x for x in given if not isinstance(x, OnGPU) and x.dim() > 0]
-    if on_gpu and plain and func.overloadpacket not in ACROSS:
-        raise RuntimeError(f'{func}: expected all tensors to be on the same device, found '
-                           f'{[tuple(x.shape) for x in plain]} on the CPU')
-    assert not any(x.is_meta for x in plain), f'{func}: made behind the pretence, without values'
-    known = {id(x.inner): x for x in on_gpu}
-    device = kwargs.get('device')
-    goes = bool(on_gpu) if device is None else torch.device(device).type in ('cuda', 'meta')
-    if func.overloadpacket in (aten.copy_, aten.index_put_, aten._index_put_impl_):
-        goes = isinstance(args[0], OnGPU)
+    _refuse_mixed(func, args, kwargs)
+    wrapped = {id(x.inner): x for x in tree_leaves((args, kwargs)) if isinstance(x, OnGPU)}
+    goes = _is_on_gpu_after(func, args, kwargs, any_on_gpu=bool(wrapped))
     args, kwargs = tree_map(lambda x: x.inner if isinstance(x, OnGPU) else x, (args, kwargs))
-    if goes and device is not None:
+    if goes and kwargs.get('device') is not None:
         kwargs['device'] = torch.device('cpu')
-    if func.overloadpacket is aten._to_copy and goes:
-        kwargs.pop('non_blocking', None)
     result = func(*args, **kwargs)
     if not goes:
         return result
-    return tree_map(lambda x: known.get(id(x)) if id(x) in known else
-                    OnGPU(x) if isinstance(x, Tensor) else x, result)
+
+    def there(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return wrapped[id(x)] if id(x) in wrapped else OnGPU(x)
+
+    return tree_map(there, result)
+
+
+def _refuse_mixed(func: Any, args: Sequence[Any], kwargs: Dict[str, Any]) -> None:
+    packet = func.overloadpacket
+    if packet in INDEXING and isinstance(args[0], OnGPU):
+        args = (args[0], *args[2:])
+    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    plain = [x for x in given if not isinstance(x, OnGPU) and x.dim() > 0]
+    assert not any(x.is_meta for x in plain), f'{func}: made behind the pretence, without values'
+    if plain and any(isinstance(x, OnGPU) for x in given) and packet not in COPIES:
+        raise RuntimeError(f'{func}: expected all tensors to be on the same device, found '
+                           f'{[tuple(x.shape) for x in plain]} on the CPU')
+
+
+def _is_on_gpu_after(func: Any, args: Sequence[Any], kwargs: Dict[str, Any], *,
+                     any_on_gpu: bool) -> bool:
+    """Whether an operator's results are there."""
+    if func.overloadpacket in IN_PLACE:
+        return isinstance(args[0], OnGPU)
+    device = kwargs.get('device')
+    return any_on_gpu if device is None else torch.device(device).type in ('cuda', 'meta')
 
 
 def to_gpu(x: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.registry import DATASETS, METRICS, MODELS
+from mmdet3d.structures import Det3DDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -17,6 +18,7 @@ from pretended_gpu import OnGPU, module_to_gpu, pretended_gpu, to_gpu
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from bevfusion_enhanced.models.test_time_augmentation import METHODS, BEVFusionTTAModel
 from bevfusion_enhanced.ops import bev_pool
 
 CONFIG = 'configs/mini/phase4a_task_gca.py'
@@ -67,12 +69,13 @@ def on_gpu(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return moved
 
 
-def prepared(model: nn.Module, batch: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Any]]:
+def prepared(model: nn.Module,
+             batch: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Det3DDataSample]]:
     ready = model.data_preprocessor(copy.deepcopy(batch), False)
     return dict(ready['inputs']), ready['data_samples']
 
 
-def samples_to_gpu(samples: List[Any]) -> List[Any]:
+def samples_to_gpu(samples: List[Det3DDataSample]) -> List[Det3DDataSample]:
     for sample in samples:
         truth = sample.gt_instances_3d
         truth.bboxes_3d.tensor = OnGPU(truth.bboxes_3d.tensor)
@@ -123,6 +126,54 @@ def test_losses_and_gradients_are_those_of_the_cpu(balance, config, batch, monke
         assert_close(mine.grad.cpu() / scale, theirs.grad / scale, rtol=0, atol=1e-2, msg=name)
         compared += 1
     assert compared > 200
+
+
+@pytest.fixture(scope='module')
+def predicted(config, batch) -> List[Det3DDataSample]:
+    """What the model says of both samples, on the CPU."""
+    model = build(config.model)
+    inputs, samples = prepared(model, batch)
+    with torch.no_grad():
+        return model(inputs, samples, mode='predict')
+
+
+def predictions_to_gpu(samples: List[Det3DDataSample]) -> List[Det3DDataSample]:
+    samples = samples_to_gpu(copy.deepcopy(samples))
+    for sample in samples:
+        boxes = sample.pred_instances_3d
+        boxes.bboxes_3d.tensor = OnGPU(boxes.bboxes_3d.tensor)
+        boxes.scores_3d, boxes.labels_3d = OnGPU(boxes.scores_3d), OnGPU(boxes.labels_3d)
+        sample.pred_bev_map.probs = OnGPU(sample.pred_bev_map.probs)
+    return samples
+
+
+def test_metrics_keep_what_they_keep_on_the_cpu(config, predicted, mini_nuscenes, monkeypatch):
+    boxes, maps = config.val_evaluator
+    boxes = dict(boxes, data_root=str(mini_nuscenes), ann_file='nuscenes_infos_val.pkl')
+    for settings in (boxes, maps):
+        on_cpu, metric = METRICS.build(settings), METRICS.build(settings)
+        on_cpu.process({}, [sample.to_dict() for sample in predicted])
+        with pretended_gpu(monkeypatch):
+            metric.process({}, [sample.to_dict() for sample in predictions_to_gpu(predicted)])
+        assert len(metric.results) == 2
+        for mine, theirs in zip(metric.results, on_cpu.results, strict=True):
+            np.testing.assert_equal(mine, theirs)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_views_merge_as_on_the_cpu(method, config, predicted, monkeypatch):
+    """Two samples as two views of one scene."""
+    merger = BEVFusionTTAModel(module=build(config.model), box_merge=method,
+                               map_scope=[[-30.0, 30.0, 0.75]] * 2)
+    expected, = merger.merge_preds([predicted])
+    with pretended_gpu(monkeypatch):
+        found, = merger.merge_preds([predictions_to_gpu(predicted)])
+    boxes, wanted = found.pred_instances_3d, expected.pred_instances_3d
+    assert boxes.scores_3d.is_cuda and found.pred_bev_map.probs.is_cuda
+    assert_close(boxes.scores_3d.cpu(), wanted.scores_3d)
+    assert_close(boxes.bboxes_3d.tensor.cpu(), wanted.bboxes_3d.tensor)
+    assert torch.equal(boxes.labels_3d.cpu(), wanted.labels_3d)
+    assert_close(found.pred_bev_map.probs.cpu(), expected.pred_bev_map.probs)
 
 
 def total(losses: Dict[str, Tensor]) -> Tensor:
