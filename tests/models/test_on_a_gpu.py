@@ -4,6 +4,7 @@ Where the device decides how something is computed, a GPU's way is taken; its ow
 out: Triton's have tests in Triton's interpreter, and spconv's encoder runs on the CPU here.
 """
 import copy
+import statistics
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
@@ -118,14 +119,14 @@ def test_losses_and_gradients_are_those_of_the_cpu(balance, config, batch, monke
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-5, msg=name)
-    compared = 0
+    errors = []
     for (name, mine), theirs in zip(moved.named_parameters(), model.parameters()):
-        if name.startswith('encoders.lidar') or theirs.grad is None:
-            continue
-        scale = theirs.grad.abs().max().clamp(min=1e-6)
-        assert_close(mine.grad.cpu() / scale, theirs.grad / scale, rtol=0, atol=1e-2, msg=name)
-        compared += 1
-    assert compared > 200
+        if theirs.grad is not None and not name.startswith('encoders.lidar'):
+            error, norm = (mine.grad.cpu() - theirs.grad).norm(), theirs.grad.norm()
+            # sums rounded otherwise can put a box on the other side of the L1 loss's kink
+            assert error <= 0.05 * norm + 1e-6, name
+            errors.append(float(error / norm.clamp(min=1e-6)))
+    assert len(errors) > 200 and statistics.median(errors) < 0.01
 
 
 @pytest.fixture(scope='module')
